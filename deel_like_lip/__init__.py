@@ -1,0 +1,23 @@
+"""Keras layers and losses for networks whose Lipschitz constant is known."""
+
+from deel_like_lip import bounds, callbacks, layers, losses, metrics, parametrizations
+from deel_like_lip._version import __version__
+from deel_like_lip.certificates import Certificate, certify
+from deel_like_lip.export import export_saved_model
+from deel_like_lip.folding import vanilla_model
+from deel_like_lip.renormalization import renormalize
+
+__all__ = [
+    "Certificate",
+    "__version__",
+    "bounds",
+    "callbacks",
+    "certify",
+    "export_saved_model",
+    "layers",
+    "losses",
+    "metrics",
+    "parametrizations",
+    "renormalize",
+    "vanilla_model",
+]

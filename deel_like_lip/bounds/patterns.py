@@ -1,0 +1,139 @@
+"""Groups of operations whose constant together is smaller than the product of their own, or exists only together.
+
+Each pattern looks upward from its last call, and says what tensor it starts from. The operations in between get bounds
+of their own, or refusals, which count only where something else uses them.
+"""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from deel_like_lip._geometry import max_overlap
+from deel_like_lip.bounds.rounding import product_up, root_up, up
+from deel_like_lip.bounds.rules import Call, apply_rule, as_call, is_op
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """A group of operations with one source.
+
+    Attributes:
+        source: The tensor that it starts from.
+        constant: Upper bound of the constant from the source to the last call's output.
+        kind: What it is, for the table.
+    """
+
+    source: Any
+    constant: float
+    kind: str
+
+
+def match_pattern(call: Call) -> Pattern | None:
+    """Returns the pattern that ends in this call, or None."""
+    for matcher in (_sorted_pairs, _l2_norm_pooling, _circular_convolution):
+        pattern = matcher(call)
+        if pattern is not None:
+            return pattern
+    return None
+
+
+def _sorted_pairs(call: Call) -> Pattern | None:
+    """Minimum and maximum of two halves, side by side: on every piece a permutation of the values."""
+    if not _is(call, keras.layers.Concatenate, "Concatenate") or len(call.inputs) != 2:
+        return None
+    if call.operation.axis % len(call.input_shape) == 0:
+        return None
+    low, high = (producer(tensor) for tensor in call.inputs)
+    if low is None or high is None:
+        return None
+    if {type(low.operation).__name__, type(high.operation).__name__} != {"Minimum", "Maximum"}:
+        return None
+    halves = {id(tensor) for tensor in low.inputs}
+    if len(halves) != 2 or halves != {id(tensor) for tensor in high.inputs}:
+        return None
+    left, right = low.inputs
+    first, second = producer(left), producer(right)
+    if first is None or second is None or not _is(first, "Split"):
+        return None
+    # Different outputs of one and the same split share no value, and without broadcasting none is repeated.
+    if first.outputs[0] is not second.outputs[0] or tuple(left.shape) != tuple(right.shape):
+        return None
+    return Pattern(first.inputs[0], apply_rule(first, [1.0]), "sort of pairs")
+
+
+def _l2_norm_pooling(call: Call) -> Pattern | None:
+    """`sqrt(scale * mean(x^2))` over windows: `sqrt(scale / area)` times l2 norms of windows."""
+    if not _is(call, "Sqrt"):
+        return None
+    above = producer(call.inputs[0])
+    scale = 1.0
+    if above is not None and _is(above, keras.layers.Rescaling):
+        layer = above.operation
+        if np.ndim(layer.scale) or float(layer.scale) <= 0 or np.any(np.asarray(layer.offset) != 0):
+            return None
+        scale = float(layer.scale)
+        above = producer(above.inputs[0])
+    if above is None or not _is(above, keras.layers.AveragePooling2D) or above.operation.padding != "valid":
+        return None
+    square = producer(above.inputs[0])
+    if square is None or not _is(square, "Square"):
+        return None
+    pooling = above.operation
+    # One window is 1-Lipschitz; windows that overlap see a value several times.
+    overlap = max_overlap(pooling.pool_size, pooling.strides)
+    area = int(np.prod(pooling.pool_size))
+    constant = root_up(up(product_up(scale, float(overlap)) / area))
+    return Pattern(square.inputs[0], constant, "l2-norm pooling")
+
+
+def _circular_convolution(call: Call) -> Pattern | None:
+    """A convolution of an image that was continued periodically: the padding is no operator of its own.
+
+    Each output then reads the image as a torus, and where the stride divides the size and no output repeats another,
+    the operator is a part of a circular convolution, which the bound of the layer covers.
+    """
+    layer = call.operation
+    if not _is(call, keras.layers.Conv2D) or layer.padding != "valid":
+        return None
+    spatial = (1, 2) if layer.data_format == "channels_last" else (2, 3)
+    source, wrapped = call.inputs[0], set()
+    while True:
+        take = producer(source)
+        if take is None or not _is(take, "Take"):
+            break
+        axis = take.operation.axis
+        if axis not in spatial or axis in wrapped:
+            break
+        indices = np.asarray(take.argument(1, "indices"))
+        size = take.input_shape[axis]
+        where = spatial.index(axis)
+        stride, outputs = layer.strides[where], call.outputs[0].shape[axis]
+        if indices.ndim != 1 or size is None or np.any(indices < -size) or np.any(indices >= size):
+            break
+        periodic = np.all((indices[1:] - indices[:-1] - 1) % size == 0)
+        if not periodic or size % stride or outputs * stride > size:
+            break
+        wrapped.add(axis)
+        source = take.inputs[0]
+    if not wrapped:
+        return None
+    return Pattern(source, apply_rule(call, [1.0]), "circular convolution")
+
+
+def producer(tensor: Any) -> Call | None:
+    """Returns the call that computed a tensor, or None for an input."""
+    operation, node_index, _ = tensor._keras_history
+    if operation is None:
+        return None
+    node = operation._inbound_nodes[node_index]
+    if node.is_input:
+        return None
+    return as_call(node)
+
+
+def _is(call: Call, *kinds: Any) -> bool:
+    """Whether a call is one of a layer class or of an op by name."""
+    operation = call.operation
+    return any(is_op(operation, kind) if isinstance(kind, str) else type(operation) is kind for kind in kinds)

@@ -1,0 +1,170 @@
+"""Folding: the same predictions with built-in Keras layers and ops only."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from deel_like_lip._registration import PACKAGE
+from deel_like_lip._typing import Tensor
+from deel_like_lip.layers.base import LipschitzLayer, fold_activation
+
+
+def vanilla_model(model: keras.Model) -> keras.Model:
+    """Returns a plain Keras model that predicts the same, and loads where this library is not installed.
+
+    Every layer of this library becomes built-in layers and ops with the weights that it has now. Other layers are
+    copied with their weights. Layers that are shared stay shared, and nested models stay nested models. The result
+    shares no variable with `model` and is not compiled.
+
+    Args:
+        model: A built model: `Sequential`, functional, or a subclass of `keras.Model` whose `call` only calls Keras
+            layers, models and ops on its inputs.
+
+    Returns:
+        A functional `keras.Model`.
+
+    Raises:
+        ValueError: If the model is not built, or a layer cannot be folded; the message names it.
+
+    Example:
+        >>> plain = vanilla_model(model)
+        >>> plain.save("plain.keras")
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`vanilla_model` expects a `keras.Model`. Received: model={model!r}")
+    plain = _Folder().fold_model(model)
+    for layer in plain._flatten_layers(include_self=False):
+        if not isinstance(layer, keras.Model):
+            _check_plain(layer)
+    return plain
+
+
+class _Folder:
+    """Folds each layer once, so that layers which are called several times stay shared."""
+
+    def __init__(self) -> None:
+        self._folded: dict[int, Callable[..., Any]] = {}
+
+    def fold_model(self, model: Any) -> keras.Model:
+        inputs, run = _graph(model)
+        new_inputs = keras.tree.map_structure(
+            lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name), inputs
+        )
+        return keras.Model(new_inputs, run(new_inputs, self._fold), name=model.name)
+
+    def _fold(self, operation: Any) -> Callable[..., Any]:
+        folded = self._folded.get(id(operation))
+        if folded is None:
+            folded = self._folded[id(operation)] = self._fold_once(operation)
+        return folded
+
+    def _fold_once(self, operation: Any) -> Callable[..., Any]:
+        if isinstance(operation, LipschitzLayer):
+            if not issubclass(_definer(operation, "fold"), _definer(operation, "call")):
+                raise ValueError(
+                    f"The layer '{operation.name}' cannot be folded: its class {type(operation).__name__} overrides "
+                    "`call` "
+                    "but not `fold`, which would describe what the class it derives from computes."
+                )
+            fold = operation.fold()
+            return lambda inputs, *args, **kwargs: fold(inputs)
+        if isinstance(operation, keras.Model):
+            return self.fold_model(operation)
+        if isinstance(operation, keras.layers.Layer):
+            return _copy(operation)
+        stateless_op: Callable[..., Any] = operation
+        return stateless_op
+        ope: Callable[..., Any] = operation
+        return ope
+
+
+Run = Callable[[Any, Callable[[Any], Callable[..., Any]]], Any]
+
+
+def _graph(model: Any) -> tuple[Any, Run]:
+    """Returns a model's symbolic inputs, and a function that runs other operations through its graph."""
+    if not model.built:
+        raise ValueError(
+            f"The model '{model.name}' is not built, so it has no weights yet. Call it on data or give it an `Input` "
+            "first."
+        )
+    if not _definer(model, "call").__module__.startswith("keras."):
+        model = _trace(model)  # its own `call` decides what it computes, even if it has a graph as well
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    return model._inputs_struct, lambda inputs, fold: model._run_through_graph(inputs, operation_fn=fold)
+
+
+def _trace(model: Any) -> keras.Model:
+    """Makes a functional model of a subclass of `keras.Model`, by calling it on symbolic inputs."""
+    shapes = model._build_shapes_dict or {}
+    if len(shapes) != 1:
+        raise ValueError(
+            f"The model '{model.name}' of class {type(model).__name__} cannot be folded: its input shape is not "
+            "known, or it "
+            "takes several arguments. Wrap it in a functional model, `keras.Model(inputs, model.call(inputs))`."
+        )
+    (shape,) = shapes.values()
+    is_shape = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
+    if not is_shape:
+        raise ValueError(
+            f"The model '{model.name}' of class {type(model).__name__} cannot be folded: it takes several inputs. "
+            "Wrap it "
+            f"in a functional model, `keras.Model(inputs, model.call(inputs))`. Received: input shapes {shape}"
+        )
+    inputs = keras.Input(batch_shape=(None, *shape[1:]))
+    try:
+        outputs = model.call(inputs)
+    except Exception as error:
+        raise ValueError(
+            f"The model '{model.name}' of class {type(model).__name__} cannot be folded: its `call` does something to "
+            "its "
+            "inputs that is not a Keras layer, model or op. Write it with `keras.ops`, or as a functional model."
+        ) from error
+    return keras.Model(inputs, outputs, name=model.name)
+
+
+def _copy(layer: Any) -> Callable[..., Any]:
+    """Returns a copy of a plain layer, with its weights, and with its activation folded."""
+    activation = getattr(layer, "activation", None)
+    own_activation = isinstance(activation, LipschitzLayer)
+    config = layer.get_config()
+    if own_activation:
+        config["activation"] = None
+    copy = type(layer).from_config(config)
+    weights = [keras.ops.convert_to_numpy(weight) for weight in layer.weights]
+    fold = fold_activation(activation) if own_activation else None
+    called = False
+
+    def folded(*args: Any, **kwargs: Any) -> Tensor:
+        nonlocal called
+        outputs = copy(*args, **kwargs)
+        if not called:
+            copy.set_weights(weights)
+            called = True
+        return fold(outputs) if fold is not None else outputs
+
+    return folded
+
+
+def _definer(thing: Any, method: str) -> type:
+    """Returns the class that defines a method of an object."""
+    return next(kind for kind in type(thing).__mro__ if method in vars(kind))
+
+
+def _check_plain(layer: Any) -> None:
+    """Raises if a layer of this library is left inside another layer, such as a wrapper."""
+    if _mentions_package(keras.saving.serialize_keras_object(layer)):
+        raise ValueError(
+            f"The {type(layer).__name__} layer '{layer.name}' cannot be folded: it holds a layer of this library "
+            "inside. "
+            "Apply that layer on its own instead, outside of wrappers."
+        )
+
+
+def _mentions_package(config: Any) -> bool:
+    if isinstance(config, dict):
+        origins = (str(config.get("module")), str(config.get("registered_name")))
+        return any(origin.startswith(PACKAGE) for origin in origins) or any(map(_mentions_package, config.values()))
+    return isinstance(config, (list, tuple)) and any(map(_mentions_package, config))

@@ -1,0 +1,29 @@
+"""Keras layers whose Lipschitz constant is known."""
+
+from deel_like_lip.layers.activations import FullSort, GroupSort, GroupSort2, MaxMin
+from deel_like_lip.layers.base import LipschitzLayer
+from deel_like_lip.layers.convolutional import FrobeniusConv2D, LipConv2D, SpectralConv2D
+from deel_like_lip.layers.dense import FrobeniusDense, SpectralDense
+from deel_like_lip.layers.pooling import (
+    ScaledAveragePooling2D,
+    ScaledGlobalAveragePooling2D,
+    ScaledGlobalL2NormPooling2D,
+    ScaledL2NormPooling2D,
+)
+
+__all__ = [
+    "FrobeniusConv2D",
+    "FrobeniusDense",
+    "FullSort",
+    "GroupSort",
+    "GroupSort2",
+    "LipConv2D",
+    "LipschitzLayer",
+    "MaxMin",
+    "ScaledAveragePooling2D",
+    "ScaledGlobalAveragePooling2D",
+    "ScaledGlobalL2NormPooling2D",
+    "ScaledL2NormPooling2D",
+    "SpectralConv2D",
+    "SpectralDense",
+]

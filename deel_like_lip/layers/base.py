@@ -1,0 +1,204 @@
+"""What every layer of this library has: a constant, a constrained kernel where it has a kernel, and a fold."""
+
+import contextvars
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip.bounds.activations import activation_constant
+from deel_like_lip.parametrizations import Parametrization, with_tangent_gradient
+
+# Whether the current code runs inside the `call` of a constrained layer, and if so whether that call is one of
+# training. A context variable, since replicas of a distributed step may run in threads of one process.
+_CALL_IS_TRAINING: contextvars.ContextVar[bool | None] = contextvars.ContextVar("_CALL_IS_TRAINING", default=None)
+
+
+class LipschitzLayer(keras.layers.Layer):
+    """A layer that promises a Lipschitz constant for the l2 norm.
+
+    Mixed in before the Keras layer that it specialises.
+
+    Args:
+        k_coef_lip: The constant that the layer promises, a positive finite number.
+    """
+
+    def __init__(self, *args: Any, k_coef_lip: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        valid = isinstance(k_coef_lip, numbers.Real) and not isinstance(k_coef_lip, bool)
+        if not valid or not 0 < k_coef_lip < math.inf:
+            raise ValueError(
+                "Invalid value for argument `k_coef_lip`. Expected a positive finite number. "
+                f"Received: k_coef_lip={k_coef_lip}"
+            )
+        self.k_coef_lip = float(k_coef_lip)
+
+    def fold(self) -> Callable[[Tensor], Tensor]:
+        """Returns a function that does the same with built-in Keras layers and ops only.
+
+        The layers are created once, with the weights that this layer has now: calling the function several times shares
+        them. It is called on `KerasTensor`s, so that its calls become part of a functional model.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement `fold`.")
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
+
+
+class ConstrainedKernel(LipschitzLayer):
+    """A layer with a `kernel` that stays in a set of allowed kernels, and not one weight more than its Keras layer.
+
+    The kernel is stored as it is used. It is allowed from `build` on, through the initializer; its gradient in training
+    is tangent; and it is projected back, as the variable's constraint, right after each update of any Keras optimizer.
+    At inference it is read and nothing else. Subclasses set `parametrization` after `super().__init__`.
+    """
+
+    parametrization: Parametrization
+    activation: Any
+
+    # Arguments of the Keras layers that would undo or double what this class does.
+    _REFUSED = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        for name in self._REFUSED:
+            value = kwargs.pop(name, None)
+            if value is not None:
+                raise ValueError(
+                    f"Argument `{name}` is not accepted by {type(self).__name__}: the layer constrains its kernel "
+                    "itself. "
+                    f"Use the plain Keras layer instead, which `certify` also bounds. Received: {name}={value}"
+                )
+        super().__init__(*args, **kwargs)
+        self.activation = checked_activation(self.activation, type(self).__name__)
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """Creates a weight. The one named `kernel` is created constrained."""
+        if kwargs.get("name") == "kernel":
+            initializer = keras.initializers.get(kwargs["initializer"])
+            parametrization = self.parametrization
+            kwargs["initializer"] = lambda *a, **k: parametrization.project(initializer(*a, **k))
+            kwargs["constraint"] = parametrization
+            kwargs["autocast"] = False  # the tangent gradient is taken in the variable's own precision
+        return super().add_weight(*args, **kwargs)
+
+    @property
+    def kernel(self) -> Tensor:
+        """The kernel: the variable itself, or inside `call` the tensor to compute with."""
+        variable = super().kernel
+        training = _CALL_IS_TRAINING.get()
+        if training is None:
+            return variable
+        value = with_tangent_gradient(self.parametrization, variable) if training else variable
+        return ops.cast(value, self.compute_dtype)
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        token = _CALL_IS_TRAINING.set(bool(training))
+        try:
+            return super().call(inputs)
+        finally:
+            _CALL_IS_TRAINING.reset(token)
+
+    def renormalize(self) -> None:
+        """Projects the kernel onto the allowed ones, once."""
+        variable = super().kernel
+        variable.assign(self.parametrization.project(variable))
+
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            f"LoRA is not available on the {type(self).__name__} layer '{self.name}': a kernel plus an update of low "
+            "rank "
+            "is not constrained. Fold the model with `vanilla_model` first, then certify the result."
+        )
+
+    def quantize(self, *args: Any, **kwargs: Any) -> None:
+        raise ValueError(
+            f"The {type(self).__name__} layer '{self.name}' cannot be quantized: rounded kernels are not constrained. "
+            "Fold the model with `vanilla_model` first, then certify the result."
+        )
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for name in self._REFUSED:
+            config.pop(name, None)
+        return config
+
+    def fold(self) -> Callable[[Tensor], Tensor]:
+        if not self.built:
+            raise ValueError(
+                f"The {type(self).__name__} layer '{self.name}' is not built, so it has no kernel to fold. Call the "
+                "model "
+                "on data or give it an `Input` first."
+            )
+        plain = self._plain_layer()
+        activation = fold_activation(self.activation)
+        weights = [keras.ops.convert_to_numpy(weight) for weight in self.weights]
+
+        def folded(inputs: Tensor) -> Tensor:
+            inputs = self._prepare_inputs(inputs)
+            if not plain.built:
+                plain.build(inputs.shape)
+                plain.set_weights(weights)
+            return activation(plain(inputs))
+
+        return folded
+
+    def _plain_layer(self) -> Any:
+        """Returns an unbuilt built-in layer with this layer's arguments and without an activation."""
+        raise NotImplementedError
+
+    def _plain_config(self) -> dict[str, Any]:
+        """Returns the arguments of the Keras layer that this layer specialises, without an activation."""
+        config = self.get_config()
+        for name in ("k_coef_lip", "activation", "kernel_initializer"):
+            config.pop(name)
+        return config
+
+    def _prepare_inputs(self, inputs: Tensor) -> Tensor:
+        """Applies what comes before the plain layer, such as padding."""
+        return inputs
+
+
+def checked_activation(activation: Any, owner: str) -> Any:
+    """Returns `activation` if it is known to be 1-Lipschitz, and raises otherwise."""
+    own = isinstance(activation, LipschitzLayer)
+    constant = activation.k_coef_lip if own else activation_constant(activation)
+    if constant is not None and constant <= 1:
+        return activation
+    name = getattr(activation, "__name__", None) or type(activation).__name__
+    reason = "has no known Lipschitz constant" if constant is None else f"has the Lipschitz constant {constant:g}"
+    raise ValueError(
+        f"Invalid value for argument `activation` of {owner}. Expected an activation whose Lipschitz constant is at "
+        "most "
+        f"1, such as GroupSort2() or 'relu', but '{name}' {reason}. Apply it as a layer of its own if that is what you "
+        f"want; `certify` then counts its constant where it knows it. Received: activation={activation}"
+    )
+
+
+def fold_activation(activation: Any) -> Callable[[Tensor], Tensor]:
+    """Returns a function that applies `activation` by built-in Keras layers and ops only."""
+    if isinstance(activation, LipschitzLayer):
+        return activation.fold()
+    if activation is None or activation is keras.activations.linear:
+        return lambda inputs: inputs
+    if isinstance(activation, keras.layers.Layer):
+        return type(activation).from_config(activation.get_config())
+    return keras.layers.Activation(activation)
+
+
+def scaled(outputs: Tensor, factor: float) -> Tensor:
+    """Returns `factor * outputs` and spends nothing on a factor of 1."""
+    return outputs if factor == 1 else outputs * factor
+
+
+def fold_scale(factor: float) -> Callable[[Tensor], Tensor]:
+    """Returns a function that multiplies by `factor` with a built-in layer, or not at all where the factor is 1."""
+    return keras.layers.Rescaling(factor) if factor != 1 else lambda inputs: inputs
+
+
+def channel_axis(data_format: str, shape: Shape) -> int:
+    """Returns the axis of the channels in a tensor of that shape; tensors without spatial axes have them last."""
+    return 1 if data_format == "channels_first" and len(shape) > 2 else len(shape) - 1

@@ -1,0 +1,167 @@
+"""Dense layers with a constrained kernel."""
+
+from typing import Any
+
+import keras
+
+from deel_like_lip._registration import register
+from deel_like_lip.layers.base import ConstrainedKernel
+from deel_like_lip.parametrizations import Frobenius, Orthogonal
+
+
+class _ConstrainedDense(ConstrainedKernel, keras.layers.Dense):
+    def _plain_layer(self) -> keras.layers.Dense:
+        config = self._plain_config()
+        config.pop("disjoint_neurons", None)
+        return keras.layers.Dense(**config)
+
+
+@register
+class SpectralDense(_ConstrainedDense):
+    """Dense layer with an orthogonal kernel.
+
+    All singular values of the kernel are `k_coef_lip`: the layer is `k_coef_lip`-Lipschitz for the l2 norm, and where
+    it has no more outputs than inputs the gradient keeps its norm on the way back. The kernel is orthogonal from
+    `build` on and after every update of any Keras optimizer; at inference the layer costs what `keras.layers.Dense`
+    costs.
+
+    Args:
+        units: Positive integer, the number of outputs.
+        activation: Activation with a Lipschitz constant of at most 1, by name or as an object, such as `GroupSort2()`.
+        use_bias: Whether the layer adds a bias.
+        kernel_initializer: Initializer of the kernel; what it returns is made orthogonal.
+        bias_initializer: Initializer of the bias.
+        kernel_regularizer: Regularizer of the kernel.
+        bias_regularizer: Regularizer of the bias.
+        activity_regularizer: Regularizer of the output.
+        bias_constraint: Constraint of the bias.
+        k_coef_lip: The Lipschitz constant of the layer, positive.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Input shape:
+        `(batch, ..., features)`. With more than two axes the kernel acts on the last one.
+
+    Output shape:
+        `(batch, ..., units)`.
+
+    Example:
+        >>> layer = SpectralDense(64, activation=GroupSort2())
+        >>> layer(np.zeros((32, 784))).shape
+        (32, 64)
+
+    Raises:
+        ValueError: If `units` is not a positive integer, `k_coef_lip` is not positive and finite, or the activation's
+            constant is above 1 or unknown.
+
+    Reference:
+        - Anil, Lucas and Grosse, 2019, [Sorting out Lipschitz function approximation](https://arxiv.org/abs/1811.05381)
+        - Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
+          regularization](https://arxiv.org/abs/2006.06520)
+    """
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        bias_constraint: Any = None,
+        k_coef_lip: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            units,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            bias_constraint=bias_constraint,
+            k_coef_lip=k_coef_lip,
+            **kwargs,
+        )
+        self.parametrization = Orthogonal(self.k_coef_lip)
+
+
+@register
+class FrobeniusDense(_ConstrainedDense):
+    """Dense layer whose kernel has a given Frobenius norm, cheaper than `SpectralDense` and as good for one output.
+
+    With `disjoint_neurons=True` each output by itself is `k_coef_lip`-Lipschitz: every column of the kernel has l2 norm
+    `k_coef_lip`. The layer as a whole is then `sqrt(units) * k_coef_lip`-Lipschitz at worst, so this is meant for the
+    last layer; `certify` computes what holds. With `disjoint_neurons=False` the whole kernel has Frobenius norm
+    `k_coef_lip`, and the layer is `k_coef_lip`-Lipschitz.
+
+    Args:
+        units: Positive integer, the number of outputs.
+        activation: Activation with a Lipschitz constant of at most 1, by name or as an object, such as `GroupSort2()`.
+        use_bias: Whether the layer adds a bias.
+        kernel_initializer: Initializer of the kernel; what it returns is scaled.
+        bias_initializer: Initializer of the bias.
+        kernel_regularizer: Regularizer of the kernel.
+        bias_regularizer: Regularizer of the bias.
+        activity_regularizer: Regularizer of the output.
+        bias_constraint: Constraint of the bias.
+        disjoint_neurons: Whether the constant holds for each output by itself rather than for the layer.
+        k_coef_lip: The Lipschitz constant of each output or of the layer, positive.
+        **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
+
+    Input shape:
+        `(batch, ..., features)`. With more than two axes the kernel acts on the last one.
+
+    Output shape:
+        `(batch, ..., units)`.
+
+    Example:
+        >>> layer = FrobeniusDense(1)
+        >>> layer(np.zeros((32, 64))).shape
+        (32, 1)
+
+    Raises:
+        ValueError: If `units` is not a positive integer, `k_coef_lip` is not positive and finite, or the activation's
+            constant is above 1 or unknown.
+
+    Reference:
+        Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
+        regularization](https://arxiv.org/abs/2006.06520)
+    """
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        bias_constraint: Any = None,
+        disjoint_neurons: bool = True,
+        k_coef_lip: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            units,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            bias_constraint=bias_constraint,
+            k_coef_lip=k_coef_lip,
+            **kwargs,
+        )
+        self.disjoint_neurons = bool(disjoint_neurons)
+        self.parametrization = Frobenius(self.k_coef_lip, per_output=self.disjoint_neurons)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "disjoint_neurons": self.disjoint_neurons}

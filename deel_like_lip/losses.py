@@ -1,0 +1,627 @@
+"""Losses for networks whose Lipschitz constant is known.
+
+The Kantorovich-Rubinstein (KR) term is the difference of the means of f over two classes; over 1-Lipschitz functions
+its largest value is the Wasserstein-1 distance of the classes. The hinge term asks for a margin. Labels are 0 and 1 or
+-1 and 1 where there is one output, and one-hot or integers where there is one output a class.
+
+The functions give terms per sample; the classes are what `compile` takes.
+"""
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from deel_like_lip._labels import binary_signs, one_hot, one_vs_all_signs
+from deel_like_lip._registration import register
+from deel_like_lip._typing import Tensor
+
+
+def kr_terms(
+    signs: Tensor, outputs: Tensor, weights: Tensor | None = None, class_proportions: Sequence[float] | None = None
+) -> Tensor:
+    """Returns terms whose mean over the batch is minus the KR estimate, `E_{Y=-1}[f] - E_{Y=1}[f]`.
+
+    Each expectation is a weighted mean over the samples of one class in this batch, so a constant that is added to f
+    cancels. Where the batch lacks one of the two classes there is no difference, and the terms are zero.
+
+    Args:
+        signs: Labels -1 and 1, shape `(batch, outputs)`.
+        outputs: Values of f, shape `(batch, outputs)`.
+        weights: Sample weights, shape `(batch, 1)`, by default 1.
+        class_proportions: For each output the share of samples with label 1, in (0, 1). With it the term of a sample
+            depends on that sample only: `-f / p` for a label of 1 and `f / (1 - p)` for -1.
+
+    Returns:
+        Tensor of shape `(batch,)`, averaged over the outputs.
+    """
+    weights = ops.ones_like(outputs) if weights is None else weights
+    positive = ops.where(signs > 0, weights, ops.zeros_like(outputs))
+    negative = ops.where(signs > 0, ops.zeros_like(outputs), weights)
+    if class_proportions is None:
+        positive_sum = ops.sum(positive, axis=0, keepdims=True)
+        negative_sum = ops.sum(negative, axis=0, keepdims=True)
+        both = ops.logical_and(positive_sum > 0, negative_sum > 0)
+        count = ops.cast(ops.shape(outputs)[0], outputs.dtype)
+        one = ops.ones_like(positive_sum)
+        factors = negative / ops.where(both, negative_sum, one) - positive / ops.where(both, positive_sum, one)
+        factors = ops.where(both, factors * count, ops.zeros_like(factors))
+    else:
+        share = ops.convert_to_tensor(list(class_proportions), dtype=outputs.dtype)
+        factors = negative / (1 - share) - positive / share
+    return ops.mean(factors * outputs, axis=-1)
+
+
+def hinge_terms(signs: Tensor, outputs: Tensor, min_margin: Tensor, true_class_weight: float = 1.0) -> Tensor:
+    """Returns `(min_margin - Y f)_+` averaged over the outputs.
+
+    Args:
+        signs: Labels -1 and 1, shape `(batch, outputs)`.
+        outputs: Values of f, shape `(batch, outputs)`.
+        min_margin: The value of `Y f` from which on nothing is paid.
+        true_class_weight: Factor of the terms with label 1.
+
+    Returns:
+        Tensor of shape `(batch,)`.
+    """
+    hinge = ops.relu(min_margin - signs * outputs)
+    if true_class_weight != 1:
+        hinge = ops.where(signs > 0, hinge * true_class_weight, hinge)
+    return ops.mean(hinge, axis=-1)
+
+
+class _Parameter:
+    """A number of a loss that can be set while the loss is in use, and is seen by a step that is compiled already.
+
+    Reads as a float. It is kept in a variable that no model tracks, so the compiled step of TensorFlow and torch sees a
+    new value; on JAX, where it is a constant of the compiled step, `LossParamScheduler` has the step compiled again.
+    """
+
+    def __init__(self, positive: bool) -> None:
+        self._positive = positive
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, loss: Any, owner: type | None = None) -> Any:
+        return self if loss is None else float(keras.ops.convert_to_numpy(loss.parameter_variables[self._name]))
+
+    def __set__(self, loss: Any, value: float) -> None:
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value < 0 or (self._positive and value == 0):
+            expected = "a positive" if self._positive else "a non-negative"
+            raise ValueError(
+                f"Invalid value for argument `{self._name}` of {type(loss).__name__}. Expected {expected} finite "
+                "number. "
+                f"Received: {self._name}={value}"
+            )
+        variables = loss.parameter_variables
+        if self._name in variables:
+            variables[self._name].assign(float(value))
+        else:
+            variables[self._name] = keras.Variable(float(value), dtype="float32", trainable=False, name=self._name)
+
+
+class _Loss(keras.losses.Loss):
+    """A Keras loss whose parameters may change during training."""
+
+    def __init__(self, reduction: str | None, name: str, dtype: Any) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.parameter_variables: dict[str, Any] = {}
+
+    def _tensor(self, name: str, like: Tensor) -> Tensor:
+        return ops.cast(ops.convert_to_tensor(self.parameter_variables[name]), like.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), **{name: getattr(self, name) for name in self.parameter_variables}}
+
+
+class _DistributionLoss(_Loss):
+    """A loss of the weighted distribution of a batch, rather than a mean of losses of its samples.
+
+    `sample_weight` makes every expectation one under the weighted distribution: scaling all weights changes nothing.
+    With `class_proportions` the loss is a mean of terms per sample instead, times the weights, as in all of Keras.
+    """
+
+    def __init__(self, class_proportions: Any, reduction: str | None, name: str, dtype: Any) -> None:
+        super().__init__(reduction, name, dtype)
+        self.class_proportions = _checked_proportions(class_proportions, type(self).__name__)
+
+    def __call__(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> Tensor:
+        mask = getattr(y_pred, "_keras_mask", None)
+        if sample_weight is None and mask is None:
+            return super().__call__(y_true, y_pred)
+        dtype = self.dtype
+        weights = ops.ones((), dtype=dtype)
+        for factor in (sample_weight, mask):
+            if factor is not None:
+                factor = ops.cast(ops.convert_to_tensor(factor), dtype)
+                if len(factor.shape) > 2 or (len(factor.shape) == 2 and factor.shape[1] != 1):
+                    raise ValueError(
+                        f"{type(self).__name__} expects one weight a sample, `sample_weight` of shape (batch,) or "
+                        f"(batch, 1). Received: sample_weight.shape={tuple(factor.shape)}"
+                    )
+                weights = weights * ops.reshape(factor, (-1, 1))
+        # The weights travel beside the labels: they belong inside the expectations, not outside the terms. A mask has
+        # become a weight, so Keras must not see it again.
+        return super().__call__((y_true, weights), y_pred if mask is None else y_pred * 1)
+
+    def call(self, y_true: Any, y_pred: Tensor) -> Tensor:
+        labels, weights = y_true if isinstance(y_true, tuple) else (y_true, None)
+        return self.terms(labels, y_pred, weights)
+
+    def terms(self, y_true: Tensor, y_pred: Tensor, weights: Tensor | None) -> Tensor:
+        """Returns terms of shape `(batch,)` whose mean is the loss; `weights` has shape `(batch, 1)`."""
+        raise NotImplementedError
+
+    def _hkr_terms(
+        self, signs: Tensor, outputs: Tensor, weights: Tensor | None, true_class_weight: float = 1.0
+    ) -> Tensor:
+        kr = kr_terms(signs, outputs, weights, self.class_proportions)
+        hinge = hinge_terms(signs, outputs, self._tensor("min_margin", outputs), true_class_weight)
+        if weights is not None:
+            share = weights[:, 0]
+            if self.class_proportions is None:
+                total = ops.sum(share)
+                count = ops.cast(ops.shape(share)[0], share.dtype)
+                share = share * count / ops.where(total > 0, total, ops.ones_like(total))
+            hinge = hinge * share
+        return kr + self._tensor("alpha", outputs) * hinge
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "class_proportions": self.class_proportions}
+
+
+def _checked_proportions(value: Any, owner: str) -> list[float] | None:
+    if value is None:
+        return None
+    proportions = [float(share) for share in (value if isinstance(value, Sequence) else [value])]
+    if not proportions or any(not 0 < share < 1 for share in proportions):
+        raise ValueError(
+            f"Invalid value for argument `class_proportions` of {owner}. Expected for each output the share of samples "
+            f"with label 1, strictly between 0 and 1. Received: class_proportions={value}"
+        )
+    return proportions
+
+
+@register
+class KR(_DistributionLoss):
+    """Minus the Kantorovich-Rubinstein estimate of the Wasserstein-1 distance: `E_{Y=-1}[f] - E_{Y=1}[f]`.
+
+    The expectations are (weighted) means over each class in the batch. A batch that lacks one of the classes gives 0.
+    The metric `metrics.KR` reports the estimate itself.
+
+    Args:
+        class_proportions: The share of samples with label 1, or one share an output. With it the loss is a mean of
+            terms per sample, as replicas need that each see a part of the batch.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: Labels 0 and 1, or -1 and 1, shape `(batch,)` or that of `y_pred`.
+        y_pred: Outputs, shape `(batch,)` or `(batch, outputs)`; several outputs are averaged.
+        sample_weight: Optional weights, shape `(batch,)`.
+
+    Example:
+        >>> float(KR()([1, 1, 0], [[2.0], [4.0], [1.0]]))
+        -2.0
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Reference:
+        Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
+        regularization](https://arxiv.org/abs/2006.06520), equation 4
+    """
+
+    def __init__(
+        self,
+        class_proportions: Any = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "kr",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(class_proportions, reduction, name, dtype)
+
+    def terms(self, y_true: Tensor, y_pred: Tensor, weights: Tensor | None) -> Tensor:
+        signs, outputs = binary_signs(y_true, y_pred, type(self).__name__)
+        return kr_terms(signs, outputs, weights, self.class_proportions)
+
+
+@register
+class HingeKR(_DistributionLoss):
+    """The hinge-KR loss of the paper: `E_{Y=-1}[f] - E_{Y=1}[f] + alpha * E[(min_margin - Y f)_+]`.
+
+    A sample with Y=1 and `min_margin=1` pays a hinge of 0 at f=1 and of 2 at f=-1. (deel-lip from 1.4 on halves the
+    margin inside.) Also exported as `HingeKRLoss`.
+
+    Args:
+        alpha: Weight of the hinge term, non-negative. Can be set during training.
+        min_margin: Margin that the hinge asks for, non-negative. Can be set during training.
+        class_proportions: As in `KR`.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: Labels 0 and 1, or -1 and 1, shape `(batch,)` or that of `y_pred`.
+        y_pred: Outputs, shape `(batch,)` or `(batch, outputs)`; several outputs are averaged.
+        sample_weight: Optional weights, shape `(batch,)`. Each expectation is taken under the weighted distribution.
+
+    Example:
+        >>> float(HingeKR(alpha=10.0, min_margin=1.0)([1, 0], [[0.5], [-1.0]]))
+        1.0
+
+    Raises:
+        ValueError: If the shapes do not fit or a parameter is out of range.
+
+    Reference:
+        Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
+        regularization](https://arxiv.org/abs/2006.06520), equation 10
+    """
+
+    alpha = _Parameter(positive=False)
+    min_margin = _Parameter(positive=False)
+
+    def __init__(
+        self,
+        alpha: float = 10.0,
+        min_margin: float = 1.0,
+        class_proportions: Any = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "hinge_kr",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(class_proportions, reduction, name, dtype)
+        self.alpha = alpha
+        self.min_margin = min_margin
+
+    def terms(self, y_true: Tensor, y_pred: Tensor, weights: Tensor | None) -> Tensor:
+        signs, outputs = binary_signs(y_true, y_pred, type(self).__name__)
+        return self._hkr_terms(signs, outputs, weights)
+
+
+HingeKRLoss = HingeKR
+
+
+@register
+class HingeMargin(_Loss):
+    """The hinge `(min_margin - Y f)_+`, a mean over samples.
+
+    Args:
+        min_margin: Margin that the hinge asks for, non-negative. Can be set during training.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: Labels 0 and 1, or -1 and 1, shape `(batch,)` or that of `y_pred`.
+        y_pred: Outputs, shape `(batch,)` or `(batch, outputs)`; several outputs are averaged.
+        sample_weight: Optional weights, shape `(batch,)`.
+
+    Example:
+        >>> float(HingeMargin(min_margin=1.0)([1, 0], [[0.5], [-1.0]]))
+        0.25
+
+    Raises:
+        ValueError: If the shapes do not fit or the margin is negative.
+    """
+
+    min_margin = _Parameter(positive=False)
+
+    def __init__(
+        self,
+        min_margin: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "hinge_margin",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(reduction, name, dtype)
+        self.min_margin = min_margin
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        signs, outputs = binary_signs(y_true, y_pred, type(self).__name__)
+        return hinge_terms(signs, outputs, self._tensor("min_margin", outputs))
+
+
+@register
+class MulticlassKR(_DistributionLoss):
+    """`KR` of each class against all others, averaged over the classes.
+
+    A class that the batch lacks contributes 0.
+
+    Args:
+        class_proportions: The share of each class, a sequence. With it the loss is a mean of terms per sample.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: One-hot labels of shape `(batch, classes)`, or integers of shape `(batch,)` or `(batch, 1)`.
+        y_pred: Outputs, shape `(batch, classes)`.
+        sample_weight: Optional weights, shape `(batch,)`.
+
+    Example:
+        >>> float(MulticlassKR()([0, 1], [[3.0, 0.0], [0.0, 1.0]]))
+        -2.0
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Reference:
+        Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
+        regularization](https://arxiv.org/abs/2006.06520), the multiclass case
+    """
+
+    def __init__(
+        self,
+        class_proportions: Any = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "multiclass_kr",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(class_proportions, reduction, name, dtype)
+
+    def terms(self, y_true: Tensor, y_pred: Tensor, weights: Tensor | None) -> Tensor:
+        signs, outputs = one_vs_all_signs(y_true, y_pred, type(self).__name__)
+        return kr_terms(signs, outputs, weights, self.class_proportions)
+
+
+@register
+class MulticlassHinge(_Loss):
+    """The hinge of each class against all others, `(min_margin - Y_c f_c)_+`, averaged over the classes.
+
+    Args:
+        min_margin: Margin that the hinge asks for, non-negative. Can be set during training.
+        true_class_weight: Factor of the true class's hinge. With C classes, C - 1 balances it with the others (as
+            deel-lip does); 1 is the paper's formula.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: One-hot labels of shape `(batch, classes)`, or integers of shape `(batch,)` or `(batch, 1)`.
+        y_pred: Outputs, shape `(batch, classes)`.
+        sample_weight: Optional weights, shape `(batch,)`.
+
+    Example:
+        >>> float(MulticlassHinge(min_margin=1.0)([0], [[0.0, -1.0]]))
+        0.5
+
+    Raises:
+        ValueError: If the shapes do not fit or a parameter is out of range.
+
+    Reference:
+        Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
+        regularization](https://arxiv.org/abs/2006.06520), the multiclass case
+    """
+
+    min_margin = _Parameter(positive=False)
+
+    def __init__(
+        self,
+        min_margin: float = 1.0,
+        true_class_weight: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "multiclass_hinge",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(reduction, name, dtype)
+        self.min_margin = min_margin
+        self.true_class_weight = _checked_weight(true_class_weight, type(self).__name__)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        signs, outputs = one_vs_all_signs(y_true, y_pred, type(self).__name__)
+        return hinge_terms(signs, outputs, self._tensor("min_margin", outputs), self.true_class_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "true_class_weight": self.true_class_weight}
+
+
+@register
+class MulticlassHKR(_DistributionLoss):
+    """`HingeKR` of each class against all others, averaged over the classes.
+
+    Args:
+        alpha: Weight of the hinge term, non-negative. Can be set during training.
+        min_margin: Margin that the hinge asks for, non-negative. Can be set during training.
+        true_class_weight: Factor of the true class's hinge. With C classes, C - 1 balances it with the others (as
+            deel-lip does); 1 is the paper's formula.
+        class_proportions: As in `MulticlassKR`.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: One-hot labels of shape `(batch, classes)`, or integers of shape `(batch,)` or `(batch, 1)`.
+        y_pred: Outputs, shape `(batch, classes)`.
+        sample_weight: Optional weights, shape `(batch,)`. Each expectation is taken under the weighted distribution.
+
+    Example:
+        >>> float(MulticlassHKR(alpha=10.0, min_margin=1.0)([0, 1], [[3.0, 0.0], [0.0, 1.0]]))
+        3.0
+
+    Raises:
+        ValueError: If the shapes do not fit or a parameter is out of range.
+
+    Reference:
+        Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
+        regularization](https://arxiv.org/abs/2006.06520), the multiclass case
+    """
+
+    alpha = _Parameter(positive=False)
+    min_margin = _Parameter(positive=False)
+
+    def __init__(
+        self,
+        alpha: float = 10.0,
+        min_margin: float = 1.0,
+        true_class_weight: float = 1.0,
+        class_proportions: Any = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "multiclass_hkr",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(class_proportions, reduction, name, dtype)
+        self.alpha = alpha
+        self.min_margin = min_margin
+        self.true_class_weight = _checked_weight(true_class_weight, type(self).__name__)
+
+    def terms(self, y_true: Tensor, y_pred: Tensor, weights: Tensor | None) -> Tensor:
+        signs, outputs = one_vs_all_signs(y_true, y_pred, type(self).__name__)
+        return self._hkr_terms(signs, outputs, weights, self.true_class_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "true_class_weight": self.true_class_weight}
+
+
+def _checked_weight(value: float, owner: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        raise ValueError(
+            f"Invalid value for argument `true_class_weight` of {owner}. Expected a positive finite number. "
+            f"Received: true_class_weight={value}"
+        )
+    return float(value)
+
+
+class _TauLoss(_Loss):
+    """A cross entropy of outputs times `tau`, divided by `tau`: a Lipschitz net's are too small for it."""
+
+    tau = _Parameter(positive=True)
+
+    def __init__(self, tau: float, reduction: str | None, name: str, dtype: Any) -> None:
+        super().__init__(reduction, name, dtype)
+        self.tau = tau
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        labels, outputs = self._labels(y_true, y_pred)
+        tau = self._tensor("tau", outputs)
+        return self._cross_entropy(labels, outputs * tau) / tau
+
+    def _labels(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        return one_hot(y_true, y_pred, type(self).__name__)
+
+    def _cross_entropy(self, labels: Tensor, logits: Tensor) -> Tensor:
+        return ops.categorical_crossentropy(labels, logits, from_logits=True)
+
+
+@register
+class TauCategoricalCrossentropy(_TauLoss):
+    """Categorical cross entropy of `tau * f`, divided by `tau`.
+
+    A large `tau` trains for accuracy, a small one for margins.
+
+    Args:
+        tau: Temperature, positive. Can be set during training.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: Labels as probabilities or one-hot, shape `(batch, classes)`, or integers of shape `(batch,)` or
+            `(batch, 1)`.
+        y_pred: Outputs, shape `(batch, classes)`; not probabilities.
+        sample_weight: Optional weights, shape `(batch,)`.
+
+    Example:
+        >>> round(float(TauCategoricalCrossentropy(tau=10.0)([[1, 0]], [[0.0, 0.0]])), 4)
+        0.0693
+
+    Raises:
+        ValueError: If the shapes do not fit or `tau` is not positive.
+
+    Reference:
+        Béthune et al., 2022, [Pay attention to your loss](https://arxiv.org/abs/2104.05097)
+    """
+
+    def __init__(
+        self,
+        tau: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "tau_categorical_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(tau, reduction, name, dtype)
+
+
+@register
+class TauSparseCategoricalCrossentropy(_TauLoss):
+    """`TauCategoricalCrossentropy`, under the name that Keras has for it with integer labels.
+
+    Args:
+        tau: Temperature, positive. Can be set during training.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: Integers of shape `(batch,)` or `(batch, 1)`, or one-hot labels of shape `(batch, classes)`.
+        y_pred: Outputs, shape `(batch, classes)`; not probabilities.
+        sample_weight: Optional weights, shape `(batch,)`.
+
+    Example:
+        >>> round(float(TauSparseCategoricalCrossentropy(tau=10.0)([0], [[0.0, 0.0]])), 4)
+        0.0693
+
+    Raises:
+        ValueError: If the shapes do not fit or `tau` is not positive.
+
+    Reference:
+        Béthune et al., 2022, [Pay attention to your loss](https://arxiv.org/abs/2104.05097)
+    """
+
+    def __init__(
+        self,
+        tau: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "tau_sparse_categorical_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(tau, reduction, name, dtype)
+
+
+@register
+class TauBinaryCrossentropy(_TauLoss):
+    """Binary cross entropy of `tau * f`, divided by `tau`.
+
+    Args:
+        tau: Temperature, positive. Can be set during training.
+        reduction: As in `keras.losses.Loss`.
+        name: Name of the loss.
+        dtype: Dtype of the computation.
+
+    Call arguments:
+        y_true: Labels 0 and 1, or -1 and 1, shape `(batch,)` or that of `y_pred`.
+        y_pred: Outputs, shape `(batch,)` or `(batch, outputs)`; not probabilities.
+        sample_weight: Optional weights, shape `(batch,)`.
+
+    Example:
+        >>> round(float(TauBinaryCrossentropy(tau=10.0)([1], [[0.0]])), 4)
+        0.0693
+
+    Raises:
+        ValueError: If the shapes do not fit or `tau` is not positive.
+
+    Reference:
+        Béthune et al., 2022, [Pay attention to your loss](https://arxiv.org/abs/2104.05097)
+    """
+
+    def __init__(
+        self,
+        tau: float = 1.0,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "tau_binary_crossentropy",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(tau, reduction, name, dtype)
+
+    def _labels(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+        signs, outputs = binary_signs(y_true, y_pred, type(self).__name__)
+        return (signs + 1) / 2, outputs
+
+    def _cross_entropy(self, labels: Tensor, logits: Tensor) -> Tensor:
+        return ops.mean(ops.binary_crossentropy(labels, logits, from_logits=True), axis=-1)

@@ -1,0 +1,26 @@
+"""What the norm of a reshaped kernel says of the norm of the convolution."""
+
+import math
+from collections.abc import Sequence
+
+from deel_like_lip._geometry import max_overlap
+
+
+def reshaped_kernel_factor(
+    kernel_size: Sequence[int], strides: Sequence[int] | None = None, dilation_rate: Sequence[int] | None = None
+) -> float:
+    """Returns a factor F such that a convolution's norm is at most F times the norm of its reshaped kernel.
+
+    The reshaped kernel K maps the `prod(kernel_size) * c_in` values under the window to the `c_out` outputs there. So
+    `|y|^2 = sum_o |K x_o|^2 <= |K|^2 sum_o |x_o|^2`, and in the last sum an input position is counted once for each tap
+    that meets it.
+
+    Args:
+        kernel_size: Number of taps along each spatial axis.
+        strides: Stride along each spatial axis, by default 1.
+        dilation_rate: Dilation along each spatial axis, by default 1.
+
+    Returns:
+        The factor, at least 1.
+    """
+    return math.sqrt(max_overlap(kernel_size, strides, dilation_rate))

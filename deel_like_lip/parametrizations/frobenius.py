@@ -1,0 +1,43 @@
+"""Kernels of a given Frobenius norm."""
+
+import dataclasses
+
+from keras import ops
+
+from deel_like_lip._typing import Tensor
+from deel_like_lip.parametrizations.base import Parametrization
+
+
+@dataclasses.dataclass(frozen=True)
+class Frobenius(Parametrization):
+    """Kernels whose Frobenius norm is `norm`, as a whole or for each output (the last axis) by itself.
+
+    A kernel of zeros has no direction and is left as it is.
+
+    Args:
+        norm: The l2 norm of the kernel's entries.
+        per_output: Whether every slice along the last axis has that norm, rather than the whole kernel.
+    """
+
+    norm: float
+    per_output: bool = False
+
+    def project(self, kernel: Tensor) -> Tensor:
+        value = _in_float32(kernel)
+        length = ops.sqrt(self._inner(value, value))
+        scaled = ops.where(length > 0, value * (self.norm / ops.where(length > 0, length, 1.0)), value)
+        return ops.cast(scaled, ops.convert_to_tensor(kernel).dtype)
+
+    def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
+        value, direction = _in_float32(kernel), _in_float32(gradient)
+        tangent = direction - value * (self._inner(value, direction) / self.norm**2)
+        return ops.cast(tangent, gradient.dtype)
+
+    def _inner(self, left: Tensor, right: Tensor) -> Tensor:
+        axes = tuple(range(len(left.shape) - 1)) if self.per_output else None
+        return ops.sum(left * right, axis=axes, keepdims=True)
+
+
+def _in_float32(tensor: Tensor) -> Tensor:
+    tensor = ops.convert_to_tensor(tensor)
+    return tensor if ops.dtype(tensor) == "float64" else ops.cast(tensor, "float32")
