@@ -18,8 +18,8 @@ def binary_signs(y_true: Tensor, y_pred: Tensor, owner: str) -> tuple[Tensor, Te
     Raises:
         ValueError: If the shapes do not fit.
     """
-    outputs = _as_matrix(y_pred, owner)
-    labels = ops.convert_to_tensor(y_true)
+    y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+    labels, outputs = y_true, _as_matrix(y_pred, owner)
     if len(labels.shape) == 1:
         labels = ops.expand_dims(labels, -1)
     if len(labels.shape) != 2 or _differ(labels.shape[1], outputs.shape[1]):
@@ -50,8 +50,8 @@ def one_hot(y_true: Tensor, y_pred: Tensor, owner: str) -> tuple[Tensor, Tensor]
     Raises:
         ValueError: If the shapes do not fit.
     """
-    outputs = _as_matrix(y_pred, owner)
-    labels = ops.convert_to_tensor(y_true)
+    y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+    labels, outputs = y_true, _as_matrix(y_pred, owner)
     classes = outputs.shape[1]
     integers = len(labels.shape) == 1 or (len(labels.shape) == 2 and labels.shape[1] == 1)
     one_per_class = len(labels.shape) == 2 and not _differ(labels.shape[1], classes)
@@ -65,8 +65,9 @@ def one_hot(y_true: Tensor, y_pred: Tensor, owner: str) -> tuple[Tensor, Tensor]
         )
     _check_batch(y_true, y_pred, owner)
     if integers:
-        indices = ops.cast(ops.reshape(labels, (-1,)), "int32")
-        return ops.one_hot(indices, classes, dtype=outputs.dtype), outputs
+        # By comparison, since the backends' `one_hot` differ on labels out of range. Here they belong to no class.
+        indices = ops.cast(ops.reshape(labels, (-1, 1)), "int32")
+        return ops.cast(ops.equal(indices, ops.arange(classes, dtype="int32")), outputs.dtype), outputs
     return ops.maximum(ops.cast(labels, outputs.dtype), 0), outputs
 
 
@@ -82,7 +83,7 @@ def _signs(labels: Tensor, outputs: Tensor) -> Tensor:
 
 
 def _as_matrix(y_pred: Tensor, owner: str) -> Tensor:
-    outputs = ops.convert_to_tensor(y_pred)
+    outputs = y_pred
     if len(outputs.shape) == 1:
         outputs = ops.expand_dims(outputs, -1)
     if len(outputs.shape) != 2:

@@ -44,7 +44,7 @@ class KR(keras.metrics.Metric):
         self._sums: Any = None
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> None:
-        outputs = ops.cast(y_pred, self.dtype)
+        outputs = ops.convert_to_tensor(y_pred, dtype=self.dtype)
         single = len(outputs.shape) == 1 or outputs.shape[1] == 1
         signs, outputs = (binary_signs if single else one_vs_all_signs)(y_true, outputs, type(self).__name__)
         if self._sums is None:
@@ -75,8 +75,12 @@ class _MarginMetric(keras.metrics.Mean):
         self.disjoint_neurons = bool(disjoint_neurons)
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> None:
-        values = self._values(self._radii(y_true, ops.cast(y_pred, self.dtype)))
-        weights = None if sample_weight is None else ops.reshape(ops.cast(sample_weight, self.dtype), (-1,))
+        values = self._values(self._radii(y_true, ops.convert_to_tensor(y_pred, dtype=self.dtype)))
+        weights = (
+            None
+            if sample_weight is None
+            else ops.reshape(ops.convert_to_tensor(sample_weight, dtype=self.dtype), (-1,))
+        )
         super().update_state(values, sample_weight=weights)
 
     def _values(self, radii: Tensor) -> Tensor:
@@ -206,7 +210,7 @@ class MeanCertifiedRadius(_MarginMetric):
 def _weights(sample_weight: Tensor | None, outputs: Tensor) -> Tensor:
     if sample_weight is None:
         return ops.ones_like(outputs)
-    return ops.reshape(ops.cast(sample_weight, outputs.dtype), (-1, 1)) * ops.ones_like(outputs)
+    return ops.reshape(ops.convert_to_tensor(sample_weight, dtype=outputs.dtype), (-1, 1)) * ops.ones_like(outputs)
 
 
 def _checked_positive(value: float, name: str, owner: str, zero: bool = False) -> float:

@@ -41,6 +41,6 @@ def with_tangent_gradient(parametrization: Parametrization, kernel: Tensor) -> T
             gradient = args[-1] if upstream is None else upstream  # torch names it, the others do not
             return parametrization.tangent_gradient(value, gradient)
 
-        return ops.multiply(value, 1), backward
+        return value, backward
 
-    return identity(ops.convert_to_tensor(kernel))
+    return identity(ops.copy(kernel))  # of a variable it must be the value: TensorFlow wants no variables in here
