@@ -48,9 +48,7 @@ class _Folder:
 
     def fold_model(self, model: Any) -> keras.Model:
         inputs, run = _graph(model)
-        new_inputs = keras.tree.map_structure(
-            lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name), inputs
-        )
+        new_inputs = _new_inputs(inputs)
         return keras.Model(new_inputs, run(new_inputs, self._fold), name=model.name)
 
     def _fold(self, operation: Any) -> Callable[..., Any]:
@@ -98,22 +96,7 @@ def _graph(model: Any) -> tuple[Any, Run]:
 
 def _trace(model: Any) -> keras.Model:
     """Makes a functional model of a subclass of `keras.Model`, by calling it on symbolic inputs."""
-    shapes = model._build_shapes_dict or {}
-    if len(shapes) != 1:
-        raise ValueError(
-            f"The model '{model.name}' of class {type(model).__name__} cannot be folded: its input shape is not "
-            "known, or it "
-            "takes several arguments. Wrap it in a functional model, `keras.Model(inputs, model.call(inputs))`."
-        )
-    (shape,) = shapes.values()
-    is_shape = isinstance(shape, tuple) and all(size is None or isinstance(size, int) for size in shape)
-    if not is_shape:
-        raise ValueError(
-            f"The model '{model.name}' of class {type(model).__name__} cannot be folded: it takes several inputs. "
-            "Wrap it "
-            f"in a functional model, `keras.Model(inputs, model.call(inputs))`. Received: input shapes {shape}"
-        )
-    inputs = keras.Input(batch_shape=(None, *shape[1:]))
+    inputs = _symbolic_inputs(model)
     try:
         outputs = model.call(inputs)
     except Exception as error:
@@ -123,6 +106,27 @@ def _trace(model: Any) -> keras.Model:
             "inputs that is not a Keras layer, model or op. Write it with `keras.ops`, or as a functional model."
         ) from error
     return keras.Model(inputs, outputs, name=model.name)
+
+
+def _symbolic_inputs(model: Any) -> Any:
+    """Returns new inputs of the shapes that a model was built for."""
+    if hasattr(model, "_inputs_struct"):
+        return _new_inputs(model._inputs_struct)
+    shapes = list((model._build_shapes_dict or {}).values())
+    shape = shapes[0] if len(shapes) == 1 else None
+    if not isinstance(shape, tuple) or any(not isinstance(size, int | None) for size in shape):
+        raise ValueError(
+            f"The model '{model.name}' of class {type(model).__name__} cannot be folded: it does not have one input of "
+            "known shape. Wrap it in a functional model, `keras.Model(inputs, model.call(inputs))`. "
+            f"Received: input shapes {shapes}"
+        )
+    return keras.Input(batch_shape=(None, *shape[1:]))
+
+
+def _new_inputs(tensors: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name), tensors
+    )
 
 
 def _copy(layer: Any) -> Callable[..., Any]:

@@ -77,6 +77,8 @@ def bound_graph(model: keras.Model) -> GraphBound:
 
 def _bound_outputs(model: Any, inputs: Sequence[_TensorBound], table: list[LayerBound]) -> list[_TensorBound]:
     """Returns the bounds of a model's outputs. A refusal counts only if an output depends on it."""
+    if isinstance(model, keras.Sequential):
+        model = model._functional
     bounds: dict[int, _TensorBound | CannotBoundError] = {
         id(tensor): bound for tensor, bound in zip(model.inputs, inputs, strict=True)
     }

@@ -5,6 +5,7 @@ of their own, or refusals, which count only where something else uses them.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 
 from deel_like_lip._geometry import max_overlap
 from deel_like_lip.bounds.rounding import product_up, root_up, up
-from deel_like_lip.bounds.rules import Call, apply_rule, as_call, is_op
+from deel_like_lip.bounds.rules import Call, apply_rule, as_call, image_area, is_op
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +76,19 @@ def _l2_norm_pooling(call: Call) -> Pattern | None:
             return None
         scale = float(layer.scale)
         above = producer(above.inputs[0])
-    if above is None or not _is(above, keras.layers.AveragePooling2D) or above.operation.padding != "valid":
+    if above is None:
+        return None
+    # One window is 1-Lipschitz; windows that overlap see a value several times.
+    pooling = above.operation
+    if _is(above, keras.layers.AveragePooling2D) and pooling.padding == "valid":
+        area, overlap = math.prod(pooling.pool_size), max_overlap(pooling.pool_size, pooling.strides)
+    elif _is(above, keras.layers.GlobalAveragePooling2D):
+        area, overlap = image_area(above), 1
+    else:
         return None
     square = producer(above.inputs[0])
     if square is None or not _is(square, "Square"):
         return None
-    pooling = above.operation
-    # One window is 1-Lipschitz; windows that overlap see a value several times.
-    overlap = max_overlap(pooling.pool_size, pooling.strides)
-    area = int(np.prod(pooling.pool_size))
     constant = root_up(up(product_up(scale, float(overlap)) / area))
     return Pattern(square.inputs[0], constant, "l2-norm pooling")
 

@@ -205,11 +205,16 @@ def _global_max_pooling(call: Call) -> float:
 
 @_factor(layers.GlobalAveragePooling2D)
 def _global_average_pooling(call: Call) -> float:
+    return root_up(up(1 / image_area(call)))
+
+
+def image_area(call: Call) -> int:
+    """Returns the number of positions of the images that a 2D layer takes."""
     shape = call.input_shape
     height, width = shape[1:3] if call.operation.data_format == "channels_last" else shape[2:4]
     if height is None or width is None:
         raise call.refuse("its constant depends on the height and width of its input, which are not known.")
-    return root_up(up(1 / (height * width)))
+    return height * width
 
 
 # --- activations -----------------------------------------------------------------------------------------------------
@@ -235,16 +240,6 @@ def _sort(call: Call) -> float:
     axis = call.operation.axis
     if not isinstance(axis, int) or axis % len(call.input_shape) == 0:
         raise call.refuse("it sorts across samples.")
-    return 1.0
-
-
-@_factor("Norm")
-def _norm(call: Call) -> float:
-    operation = call.operation
-    axes = operation.axis if isinstance(operation.axis, (tuple, list)) else (operation.axis,)
-    # `None` means the l2 norm for one axis and the Frobenius norm for two; 2 would be the spectral norm for two.
-    if operation.ord not in (None, "fro") or any(not axis for axis in axes):
-        raise call.refuse("only l2 norms over axes other than the samples' are bounded.")
     return 1.0
 
 

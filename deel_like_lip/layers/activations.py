@@ -36,6 +36,7 @@ class _ChannelSort(LipschitzLayer):
         return scaled(self._through_view(inputs, _sort_pairs), self.k_coef_lip)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
+        self._views(input_shape)
         return input_shape
 
     def fold(self) -> Callable[[Tensor], Tensor]:

@@ -85,6 +85,12 @@ class ConstrainedKernel(LipschitzLayer):
             kwargs["autocast"] = False  # the tangent gradient is taken in the variable's own precision
         return super().add_weight(*args, **kwargs)
 
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        if isinstance(self.activation, keras.layers.Layer):
+            # Refuses now what it would refuse at the first call, such as a number of channels that it cannot sort.
+            self.activation.compute_output_shape(self.compute_output_shape(input_shape))
+
     @property
     def kernel(self) -> Tensor:
         """The kernel: the variable itself, or inside `call` the tensor to compute with."""

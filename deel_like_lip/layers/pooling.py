@@ -180,6 +180,22 @@ class _GlobalPooling2D(LipschitzLayer, keras.layers.GlobalAveragePooling2D):
     def _spatial_axes(self) -> tuple[int, int]:
         return (1, 2) if self.data_format == "channels_last" else (2, 3)
 
+    def _folded_mean(self) -> Callable[[Tensor], Tensor]:
+        mean: Callable[[Tensor], Tensor] = keras.layers.GlobalAveragePooling2D(
+            self.data_format, self.keepdims, name=self.name
+        )
+        return mean
+
+    def _area(self, inputs: Tensor) -> int:
+        sizes = [inputs.shape[axis] for axis in self._spatial_axes]
+        if None in sizes:
+            raise ValueError(
+                f"The {type(self).__name__} layer '{self.name}' folds only where the height and width of its input are "
+                "known: its factor depends on them. Give the model an `Input` of fixed size. "
+                f"Received: input_shape={tuple(inputs.shape)}"
+            )
+        return math.prod(sizes)
+
 
 @register
 class ScaledGlobalAveragePooling2D(_GlobalPooling2D):
@@ -213,19 +229,8 @@ class ScaledGlobalAveragePooling2D(_GlobalPooling2D):
         return super().call(inputs) * (ops.sqrt(area) * self.k_coef_lip)
 
     def fold(self) -> Callable[[Tensor], Tensor]:
-        mean = keras.layers.GlobalAveragePooling2D(self.data_format, self.keepdims, name=self.name)
-
-        def folded(inputs: Tensor) -> Tensor:
-            sizes = [inputs.shape[axis] for axis in self._spatial_axes]
-            if None in sizes:
-                raise ValueError(
-                    f"The {type(self).__name__} layer '{self.name}' folds only where the height and width of its input "
-                    "are known: its factor depends on them. Give the model an `Input` of fixed size. "
-                    f"Received: input_shape={tuple(inputs.shape)}"
-                )
-            return fold_scale(self.k_coef_lip * math.sqrt(math.prod(sizes)))(mean(inputs))
-
-        return folded
+        mean = self._folded_mean()
+        return lambda inputs: fold_scale(self.k_coef_lip * math.sqrt(self._area(inputs)))(mean(inputs))
 
 
 @register
@@ -241,7 +246,8 @@ class ScaledGlobalL2NormPooling2D(_GlobalPooling2D):
         **kwargs: Arguments of `keras.layers.Layer`.
 
     Input shape:
-        `(batch, height, width, channels)`, or `(batch, channels, height, width)` with `channels_first`.
+        `(batch, height, width, channels)`, or `(batch, channels, height, width)` with `channels_first`. To be
+        folded, a layer needs an input of known height and width.
 
     Output shape:
         `(batch, channels)`, or with `keepdims` as the input with height and width 1.
@@ -259,8 +265,8 @@ class ScaledGlobalL2NormPooling2D(_GlobalPooling2D):
         return scaled(_safe_sqrt(squares), self.k_coef_lip)
 
     def fold(self) -> Callable[[Tensor], Tensor]:
-        scale = fold_scale(self.k_coef_lip)
-        return lambda inputs: scale(ops.norm(inputs, axis=self._spatial_axes, keepdims=self.keepdims))
+        mean, scale = self._folded_mean(), fold_scale(self.k_coef_lip)
+        return lambda inputs: scale(ops.sqrt(fold_scale(self._area(inputs))(mean(ops.square(inputs)))))
 
 
 def _safe_sqrt(squares: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What every public layer keeps: serialization, weights, folding, inference without side effects, modes of execution."""
+"""What every public layer keeps: serialization, weights, folding, inference without side effects, ways to execute."""
 
 import copy
 
@@ -203,7 +203,7 @@ def test_dtype_policies(make, shape, policy):
         if (policy, keras.backend.backend()) != (
             "float64",
             "torch",
-        ):  # there Keras's own Dense returns float32 for some
+        ):  # where Keras's own Dense may return float32
             assert keras.backend.standardize_dtype(outputs.dtype) == layer.compute_dtype
         assert all(weight.dtype == layer.variable_dtype for weight in layer.weights)
         tolerance = {"mixed_float16": 1e-2, "mixed_bfloat16": 1e-1, "float64": 1e-6}[policy]
