@@ -1,6 +1,7 @@
 """Certificates: how far an input must move, in l2, before the answer can change."""
 
 import dataclasses
+import decimal
 import importlib.metadata
 import json
 from collections.abc import Sequence
@@ -122,7 +123,7 @@ class Certificate:
         return np.array([np.mean(certified > radius) if len(own) else 0.0 for radius in radii])
 
     def summary(self) -> str:
-        """Returns a table of the layers with their constants, and what follows for the model."""
+        """Returns a table of the layers with their constants to six digits, and what follows for the model."""
         rows = [(line.name, line.kind, f"{line.constant:.6g}", f"{line.up_to_here:.6g}") for line in self.layers]
         header = ("layer", "class", "constant", "up to here")
         widths = [max(len(row[column]) for row in [header, *rows]) for column in range(4)]
@@ -148,7 +149,7 @@ class Certificate:
                 rule,
                 *(line(row) for row in rows),
                 rule,
-                f"Lipschitz constant: L <= {self.lipschitz_constant:.9g}",
+                f"Lipschitz constant: L <= {_nine_digits_up(self.lipschitz_constant)}",
                 f"Radius: {radius}",
             ]
         )
@@ -166,6 +167,12 @@ class Certificate:
             "versions": self.versions,
         }
         return json.dumps(fields, indent=2)
+
+
+def _nine_digits_up(value: float) -> str:
+    """Writes a bound such that what is written is a bound too."""
+    context = decimal.Context(prec=9, rounding=decimal.ROUND_CEILING)
+    return format(context.create_decimal_from_float(value).normalize(context), "g")
 
 
 def certify(model: keras.Model) -> Certificate:

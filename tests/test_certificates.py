@@ -1,6 +1,7 @@
 """Certificates: radii by hand, soundness against a search, and bad input."""
 
 import json
+import re
 
 import keras
 import numpy as np
@@ -55,18 +56,20 @@ def test_ties_and_empty_batches():
 
 @pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 4), (2, 3, 3), ()])
 def test_logits_of_the_wrong_shape(shape):
-    with pytest.raises(ValueError, match=r"logits of the model 'model', of shape \(samples, 3\). Received:
-    logits.shape="):
+    words = r"logits of the model 'model', of shape \(samples, 3\)\. Received: logits\.shape="
+    with pytest.raises(ValueError, match=words):
         multiclass(np.ones((3, 3))).radius(np.zeros(shape))
 
 
 def test_certified_accuracy():
-    certificate = multiclass(np.ones((2, 2)) - np.eye(2)) logits, labels = [[1.0, 0.0], [0.0, 0.4], [1.0, 0.0]], [0, 1,
-    1] np.testing.assert_allclose(certificate.certified_accuracy(logits, labels, [0.0, 0.4, 0.5, 1.0]), [2 / 3, 1 / 3, 1
-    / 3, 0]) one_hot = np.eye(2)[labels] np.testing.assert_allclose(certificate.certified_accuracy(logits, one_hot,
-    [0.0]), [2 / 3]) for truth in ([1, 0, 0], [1, -1, -1], [[1], [0], [0]]):
-        np.testing.assert_allclose(binary(1.0).certified_accuracy([[1.0], [-0.5], [2.0]], truth, [0.0, 0.6]), [2 / 3, 1
-        / 3])
+    certificate = multiclass(np.ones((2, 2)) - np.eye(2))
+    logits, labels = [[1.0, 0.0], [0.0, 0.4], [1.0, 0.0]], [0, 1, 1]
+    expected = [2 / 3, 1 / 3, 1 / 3, 0]
+    np.testing.assert_allclose(certificate.certified_accuracy(logits, labels, [0.0, 0.4, 0.5, 1.0]), expected)
+    np.testing.assert_allclose(certificate.certified_accuracy(logits, np.eye(2)[labels], [0.0]), [2 / 3])
+    for truth in ([1, 0, 0], [1, -1, -1], [[1], [0], [0]]):
+        shares = binary(1.0).certified_accuracy([[1.0], [-0.5], [2.0]], truth, [0.0, 0.6])
+        np.testing.assert_allclose(shares, [2 / 3, 1 / 3])
     with pytest.raises(ValueError, match="one label a sample"):
         certificate.certified_accuracy(logits, [0, 1], [0.0])
 
@@ -112,8 +115,15 @@ def trained(head, rng):
     return model, images
 
 
-@pytest.mark.parametrize("make_head", [lambda: layers.FrobeniusDense(1), lambda: layers.SpectralDense(3), lambda:
-keras.layers.Dense(3)]) def test_no_attack_beats_a_radius(make_head, rng):
+HEADS = {
+    "binary": lambda: layers.FrobeniusDense(1),
+    "orthogonal": lambda: layers.SpectralDense(3),
+    "plain": lambda: keras.layers.Dense(3),
+}
+
+
+@pytest.mark.parametrize("make_head", HEADS.values(), ids=HEADS.keys())
+def test_no_attack_beats_a_radius(make_head, rng):
     """Gradient steps on the smallest margin, projected on the sphere of the certified radius, flip no answer."""
     model, images = trained(make_head(), rng)
     images = images[:64]
@@ -146,11 +156,14 @@ keras.layers.Dense(3)]) def test_no_attack_beats_a_radius(make_head, rng):
 
 def test_the_attack_is_a_real_one(rng):
     """Well beyond the radii the same direction does flip answers, so the test above can fail."""
-    model, images = trained(layers.FrobeniusDense(1), rng) logits = model.predict(images, verbose=0) radii =
-    lip.certify(model).radius(logits) gradient = vector_jacobian_product(model, images, np.where(logits > 0, -1.0, 1.0))
-    norm = np.sqrt((gradient**2).sum((1, 2, 3), keepdims=True)) + 1e-12 flipped = model.predict((images + 4 *
-    radii.reshape(-1, 1, 1, 1) * gradient / norm).astype("float32"), verbose=0) > 0 assert np.mean(flipped != (logits >
-    0)) > 0.5
+    model, images = trained(layers.FrobeniusDense(1), rng)
+    logits = model.predict(images, verbose=0)
+    radii = lip.certify(model).radius(logits)
+    gradient = vector_jacobian_product(model, images, np.where(logits > 0, -1.0, 1.0))
+    norm = np.sqrt((gradient**2).sum((1, 2, 3), keepdims=True)) + 1e-12
+    beyond = images + 4 * radii.reshape(-1, 1, 1, 1) * gradient / norm
+    flipped = (model.predict(beyond.astype("float32"), verbose=0) > 0) != (logits > 0)
+    assert np.mean(flipped) > 0.5
 
 
 def test_edited_weights_are_seen():
@@ -160,14 +173,22 @@ def test_edited_weights_are_seen():
 
 
 def test_summary_and_json():
-    model = keras.Sequential([keras.Input((4,), name="in"), layers.SpectralDense(3, name="first"),
-    layers.SpectralDense(2, name="last")], name="net") certificate = lip.certify(model) summary = certificate.summary()
-    assert "Certificate of the model 'net' for the l2 norm" in summary assert "first" in summary assert "Lipschitz
-    constant: L <= 1.0" in summary assert "with L_i,j from 1.41421 to 1.41421" in summary assert [line.name for line in
-    certificate.layers] == ["first", "last"] fields = json.loads(certificate.to_json()) assert
-    fields["lipschitz_constant"] == certificate.lipschitz_constant assert fields["pair_constants"] ==
-    certificate.pair_constants.tolist() assert fields["norm"] == "l2" assert fields["versions"]["keras"] ==
-    keras.__version__ assert "radius = |f| / L" in binary(1.0).summary()
+    head = layers.SpectralDense(2, name="last")
+    model = keras.Sequential([keras.Input((4,)), layers.SpectralDense(3, name="first"), head], name="net")
+    certificate = lip.certify(model)
+    summary = certificate.summary()
+    assert "Certificate of the model 'net' for the l2 norm" in summary
+    assert "first" in summary
+    (written,) = re.findall(r"Lipschitz constant: L <= (\S+)", summary)
+    assert certificate.lipschitz_constant <= float(written) <= certificate.lipschitz_constant * (1 + 1e-8)
+    assert "with L_i,j from 1.41421 to 1.41421" in summary
+    assert [line.name for line in certificate.layers] == ["first", "last"]
+    fields = json.loads(certificate.to_json())
+    assert fields["lipschitz_constant"] == certificate.lipschitz_constant
+    assert fields["pair_constants"] == certificate.pair_constants.tolist()
+    assert fields["norm"] == "l2"
+    assert fields["versions"]["keras"] == keras.__version__
+    assert "radius = |f| / L" in binary(1.0).summary()
 
 
 def test_models_with_other_outputs():
@@ -175,6 +196,7 @@ def test_models_with_other_outputs():
     two = keras.Model(inputs, [layers.SpectralDense(2)(inputs), layers.SpectralDense(2)(inputs)], name="two")
     with pytest.raises(ValueError, match="one output tensor, but 'two' has 2"):
         lip.certify(two)
-    images = keras.Sequential([keras.Input((4, 4, 1)), layers.LipConv2D(2, 3)], name="images") with
-    pytest.raises(ValueError, match=r"output has shape \(batch, outputs\). Received: 'images' with an output of shape"):
+    images = keras.Sequential([keras.Input((4, 4, 1)), layers.LipConv2D(2, 3)], name="images")
+    words = r"output has shape \(batch, outputs\)\. Received: 'images' with an output of shape"
+    with pytest.raises(ValueError, match=words):
         lip.certify(images)

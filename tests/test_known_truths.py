@@ -2,7 +2,7 @@
 
 import keras
 import numpy as np
-import pytest
+from sklearn.datasets import make_moons
 
 import deel_like_lip as lip
 from tests.helpers import needs_mnist
@@ -15,12 +15,11 @@ def dense_network(input_shape, widths, sort):
     return keras.Sequential([keras.Input(input_shape), keras.layers.Flatten(), *hidden, layers.FrobeniusDense(1)])
 
 
-def fit(model, loss, inputs, labels, batch_size, epochs):
+def fit(model, loss, inputs, labels, batch_size, epochs, callbacks=()):
     """Trains with Adam, at a rate that begins at 0.01 and ends at 0: at a fixed one the kernels keep on moving."""
     steps = epochs * -(-len(inputs) // batch_size)
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, steps)), loss)
-    callbacks = [lip.callbacks.RenormalizeCallback()]
-    model.fit(inputs, labels, batch_size=batch_size, epochs=epochs, callbacks=callbacks, verbose=0)
+    model.fit(inputs, labels, batch_size=batch_size, epochs=epochs, callbacks=list(callbacks), verbose=0)
 
 
 def kr_estimate(outputs, labels):
@@ -51,7 +50,6 @@ def test_wasserstein_distance_of_blank_images_and_squares(rng):
 
 
 def test_two_moons_are_separated():
-    make_moons = pytest.importorskip("sklearn.datasets").make_moons
     points, labels = make_moons(5000, noise=0.05, random_state=0)
     test_points, test_labels = make_moons(2000, noise=0.05, random_state=1)
     model = dense_network((2,), (256, 128, 64), layers.FullSort)
@@ -74,7 +72,8 @@ def zeros_and_eights(split):
 @needs_mnist
 def test_mnist_zeros_against_eights():
     model = dense_network((28, 28, 1), (128, 64, 32), layers.GroupSort2)
-    fit(model, lip.losses.HingeKR(alpha=30, min_margin=1), *zeros_and_eights("train"), batch_size=256, epochs=10)
+    loss, callbacks = lip.losses.HingeKR(alpha=30, min_margin=1), [lip.callbacks.RenormalizeCallback()]
+    fit(model, loss, *zeros_and_eights("train"), batch_size=256, epochs=10, callbacks=callbacks)
     images, labels = zeros_and_eights("test")
     outputs = model.predict(images, batch_size=1000, verbose=0)
     assert accuracy(outputs, labels) >= 0.99

@@ -88,8 +88,9 @@ def wrap(x, before, after, axis=1, size=8):
 
 
 def test_circular_convolution_is_recognised_only_where_it_is_sound(rng):
-    kernel = rng.normal(size=(3, 3, 1, 2)).astype("float32") for before, after, strides, sound in [(1, 1, 1, True), (2,
-    0, 1, True), (1, 0, 2, True), (2, 2, 1, False), (3, 3, 2, False)]:
+    kernel = rng.normal(size=(3, 3, 1, 2)).astype("float32")
+    cases = [(1, 1, 1, True), (2, 0, 1, True), (1, 0, 2, True), (2, 2, 1, False), (3, 3, 2, False)]
+    for before, after, strides, sound in cases:
         convolution = layers.Conv2D(2, 3, strides=strides, use_bias=False)
         inputs = keras.Input((8, 8, 1))
         model = keras.Model(inputs, convolution(wrap(wrap(inputs, before, after, 1), before, after, 2)))
@@ -142,8 +143,8 @@ REFUSED = {
 
 @pytest.mark.parametrize(("kind", "build"), REFUSED.items(), ids=REFUSED.keys())
 def test_what_has_no_bound_is_refused_by_name(kind, build):
-    with pytest.raises(CannotBoundError, match=f"cannot bound the layer 'mystery' of class {kind}: .*Received: an input
-    of shape"):
+    words = f"cannot bound the layer 'mystery' of class {kind}: .*Received: an input of shape"
+    with pytest.raises(CannotBoundError, match=words):
         constant(build)
 
 
