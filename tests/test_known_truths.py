@@ -15,8 +15,9 @@ def dense_network(input_shape, widths, sort):
     return keras.Sequential([keras.Input(input_shape), keras.layers.Flatten(), *hidden, layers.FrobeniusDense(1)])
 
 
-def fit(model, loss, inputs, labels, batch_size, epochs, callbacks=()):
+def fit(model, loss, data, batch_size, epochs, callbacks=()):
     """Trains with Adam, at a rate that begins at 0.01 and ends at 0: at a fixed one the kernels keep on moving."""
+    inputs, labels = data
     steps = epochs * -(-len(inputs) // batch_size)
     model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, steps)), loss)
     model.fit(inputs, labels, batch_size=batch_size, epochs=epochs, callbacks=list(callbacks), verbose=0)
@@ -42,7 +43,7 @@ def blanks_and_squares(count, rng):
 
 def test_wasserstein_distance_of_blank_images_and_squares(rng):
     model = dense_network((64, 64), (128, 64, 32), layers.FullSort)
-    fit(model, lip.losses.KR(), *blanks_and_squares(1600, rng), batch_size=16, epochs=5)
+    fit(model, lip.losses.KR(), blanks_and_squares(1600, rng), batch_size=16, epochs=5)
     images, labels = blanks_and_squares(256, rng)
     # Each square is 35 away from the blank image, so that is the distance, and an upper bound of every estimate.
     assert 34.9 <= kr_estimate(model.predict(images, verbose=0), labels) <= 35 * (1 + 1e-5)
@@ -55,7 +56,7 @@ def test_two_moons_are_separated():
     model = dense_network((2,), (256, 128, 64), layers.FullSort)
     # Not alpha=10: over all 1-Lipschitz functions (a linear program over their values at the points) the minimum of
     # that loss gives up 3 % of the points for a larger KR term. At 50 it separates all.
-    fit(model, lip.losses.HingeKR(alpha=50, min_margin=0.145), points, labels, batch_size=256, epochs=20)
+    fit(model, lip.losses.HingeKR(alpha=50, min_margin=0.145), (points, labels), batch_size=256, epochs=20)
     assert accuracy(model.predict(test_points, verbose=0), test_labels) >= 0.99
     assert lip.certify(model).lipschitz_constant <= 1 + 1e-5
 
@@ -73,7 +74,7 @@ def zeros_and_eights(split):
 def test_mnist_zeros_against_eights():
     model = dense_network((28, 28, 1), (128, 64, 32), layers.GroupSort2)
     loss, callbacks = lip.losses.HingeKR(alpha=30, min_margin=1), [lip.callbacks.RenormalizeCallback()]
-    fit(model, loss, *zeros_and_eights("train"), batch_size=256, epochs=10, callbacks=callbacks)
+    fit(model, loss, zeros_and_eights("train"), batch_size=256, epochs=10, callbacks=callbacks)
     images, labels = zeros_and_eights("test")
     outputs = model.predict(images, batch_size=1000, verbose=0)
     assert accuracy(outputs, labels) >= 0.99

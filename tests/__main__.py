@@ -1,0 +1,35 @@
+"""Runs everything that CI runs: linters, types, and all tests on each backend. `python -m tests [pytest arguments]`."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+BACKENDS = ("tensorflow", "jax", "torch")
+CHECKS = (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"])
+
+
+def main() -> int:
+    os.chdir(pathlib.Path(__file__).parents[1])
+    failed = [" ".join(check) for check in CHECKS if run(f"{' '.join(check)}", [sys.executable, "-m", *check])]
+    for backend in BACKENDS:
+        command = [sys.executable, "-m", "pytest", "-q", *sys.argv[1:]]
+        if run(f"pytest on {backend}", command, KERAS_BACKEND=backend):
+            failed.append(f"pytest on {backend}")
+    print(f"\nFailed: {', '.join(failed)}" if failed else "\nAll passed.", flush=True)
+    return len(failed)
+
+
+def run(title: str, command: list[str], **environment: str) -> int:
+    print(f"\n=== {title}", flush=True)
+    start = time.monotonic()
+    code = subprocess.run(command, env={**os.environ, **environment}, check=False).returncode
+    print(
+        f"=== {title}: {'ok' if code == 0 else f'exit code {code}'} after {time.monotonic() - start:.0f} s", flush=True
+    )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
