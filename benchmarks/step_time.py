@@ -2,8 +2,8 @@
 
     KERAS_BACKEND=jax python benchmarks/step_time.py
 
-Prints for each net the median over rounds of the ratio of the two. Machines are noisy: ratios that are taken in turn are
-what counts.
+Prints for each net the median over rounds of the ratio of the two. Machines are noisy: only ratios that are taken in
+turn count.
 """
 
 import argparse
