@@ -90,7 +90,7 @@ def _graph(model: Any) -> tuple[Any, Run]:
     if not _definer(model, "call").__module__.startswith("keras."):
         model = _trace(model)  # its own `call` decides what it computes, even if it has a graph as well
     if isinstance(model, keras.Sequential):
-        model = model._functional
+        model = model._functional or _trace(model)
     return model._inputs_struct, lambda inputs, fold: model._run_through_graph(inputs, operation_fn=fold)
 
 
@@ -129,10 +129,28 @@ def _new_inputs(tensors: Any) -> Any:
     )
 
 
+# Layers whose activation is the last thing that they do, unlike that of a recurrent layer.
+_ACTIVATION_COMES_LAST = (
+    keras.layers.Activation,
+    keras.layers.Conv1D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3D,
+    keras.layers.Conv3DTranspose,
+    keras.layers.Dense,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.EinsumDense,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+
+
 def _copy(layer: Any) -> Callable[..., Any]:
     """Returns a copy of a plain layer, with its weights, and with its activation folded."""
     activation = getattr(layer, "activation", None)
-    own_activation = isinstance(activation, LipschitzLayer)
+    own_activation = isinstance(activation, LipschitzLayer) and type(layer) in _ACTIVATION_COMES_LAST
     config = layer.get_config()
     if own_activation:
         config["activation"] = None

@@ -151,6 +151,41 @@ def test_a_layer_inside_a_wrapper():
         lip.vanilla_model(keras.Sequential([keras.Input((3, 4)), wrapper]))
 
 
+def test_an_activation_inside_a_recurrent_layer():
+    recurrent = keras.layers.SimpleRNN(4, activation=layers.GroupSort2(), name="recurrent")
+    with pytest.raises(ValueError, match="SimpleRNN layer 'recurrent' cannot be folded.*inside"):
+        lip.vanilla_model(keras.Sequential([keras.Input((3, 4)), recurrent]))
+
+
+@pytest.mark.parametrize(
+    "plain_layer",
+    [
+        lambda: keras.layers.Activation(layers.MaxMin()),
+        lambda: keras.layers.Conv2D(4, 3, activation=layers.GroupSort2()),
+        lambda: keras.layers.DepthwiseConv2D(3, depth_multiplier=2, activation=layers.FullSort()),
+    ],
+)
+def test_a_sort_as_the_activation_of_a_plain_layer(plain_layer):
+    model = keras.Sequential([keras.Input((6, 6, 4)), plain_layer()])
+    check_same(model, lip.vanilla_model(model), (6, 6, 4))
+
+
+def test_what_matters_in_training_only_is_not_folded():
+    class Odd(keras.regularizers.Regularizer):
+        def __call__(self, kernel):
+            return 0.0 * keras.ops.sum(kernel)
+
+        def get_config(self):
+            return {}
+
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.SpectralDense(2, kernel_regularizer=Odd(), bias_constraint="non_neg")]
+    )
+    (dense,) = lip.vanilla_model(model).layers[1:]
+    assert dense.kernel_regularizer is None
+    assert dense.bias_constraint is None
+
+
 def test_a_subclass_of_a_layer_that_changes_call():
     class Doubled(layers.SpectralDense):
         def call(self, inputs, training=None):

@@ -157,11 +157,11 @@ class ConstrainedKernel(LipschitzLayer):
         raise NotImplementedError
 
     def _plain_config(self) -> dict[str, Any]:
-        """Returns the arguments of the Keras layer that this layer specialises, without an activation."""
+        """Returns the arguments of the Keras layer that this layer specialises, as far as they matter at inference."""
+        of_training = ("_initializer", "_regularizer", "_constraint")
         config = self.get_config()
-        for name in ("k_coef_lip", "activation", "kernel_initializer"):
-            config.pop(name)
-        return config
+        del config["k_coef_lip"], config["activation"]
+        return {name: value for name, value in config.items() if not name.endswith(of_training)}
 
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         """Applies what comes before the plain layer, such as padding."""
