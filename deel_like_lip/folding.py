@@ -61,9 +61,8 @@ class _Folder:
         if isinstance(operation, LipschitzLayer):
             if not issubclass(_definer(operation, "fold"), _definer(operation, "call")):
                 raise ValueError(
-                    f"The layer '{operation.name}' cannot be folded: its class {type(operation).__name__} overrides "
-                    "`call` "
-                    "but not `fold`, which would describe what the class it derives from computes."
+                    f"The layer '{operation.name}' cannot be folded: its class {type(operation).__name__} "
+                    "overrides `call` but not `fold`, which would describe what the class it derives from computes."
                 )
             fold = operation.fold()
             return lambda inputs, *args, **kwargs: fold(inputs)
@@ -73,8 +72,6 @@ class _Folder:
             return _copy(operation)
         stateless_op: Callable[..., Any] = operation
         return stateless_op
-        ope: Callable[..., Any] = operation
-        return ope
 
 
 Run = Callable[[Any, Callable[[Any], Callable[..., Any]]], Any]
@@ -102,8 +99,7 @@ def _trace(model: Any) -> keras.Model:
     except Exception as error:
         raise ValueError(
             f"The model '{model.name}' of class {type(model).__name__} cannot be folded: its `call` does something to "
-            "its "
-            "inputs that is not a Keras layer, model or op. Write it with `keras.ops`, or as a functional model."
+            "its inputs that is not a Keras layer, model or op. Write it with `keras.ops`, or as a functional model."
         ) from error
     return keras.Model(inputs, outputs, name=model.name)
 

@@ -54,7 +54,7 @@ class ConstrainedKernel(LipschitzLayer):
 
     The kernel is stored as it is used. It is allowed from `build` on, through the initializer; its gradient in training
     is tangent; and it is projected back, as the variable's constraint, right after each update of any Keras optimizer.
-    At inference it is read and nothing else. Subclasses set `parametrization` after `super().__init__`.
+    At inference it is read and nothing else. Subclasses set `parametrization` when they know their norm.
     """
 
     parametrization: Parametrization
@@ -107,6 +107,10 @@ class ConstrainedKernel(LipschitzLayer):
             return super().call(inputs)
         finally:
             _CALL_IS_TRAINING.reset(token)
+
+    def _parametrization(self, norm: float) -> Parametrization:
+        """Returns the allowed kernels, where `norm` is what the norm of the kernel's matrix may be."""
+        raise NotImplementedError
 
     def renormalize(self) -> None:
         """Projects the kernel onto the allowed ones, once."""

@@ -8,15 +8,34 @@ from keras import ops
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.base import ConstrainedKernel
-from deel_like_lip.parametrizations import Frobenius, Orthogonal, reshaped_kernel_factor
+from deel_like_lip.parametrizations import Frobenius, Orthogonal, Parametrization, reshaped_kernel_factor
 
 _PADDINGS = ("valid", "same", "circular")
 
 
 class _ConstrainedConv2D(ConstrainedKernel, keras.layers.Conv2D):
-    """Adds circular padding and the fold to `keras.layers.Conv2D`."""
+    """Adds circular padding, the constraint and the fold to `keras.layers.Conv2D`."""
 
-    def __init__(self, filters: int, kernel_size: Any, strides: Any, padding: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: Any,
+        strides: Any = 1,
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: Any = 1,
+        groups: int = 1,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        bias_constraint: Any = None,
+        k_coef_lip: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
         padding = padding.lower() if isinstance(padding, str) else padding
         if padding not in _PADDINGS:
             raise ValueError(
@@ -32,8 +51,28 @@ class _ConstrainedConv2D(ConstrainedKernel, keras.layers.Conv2D):
         # `keras.layers.Conv2D` knows no circular padding; what it computes before `build` does not depend on the
         # padding.
         keras_padding = "same" if padding == "circular" else padding
-        super().__init__(filters, kernel_size, strides=strides, padding=keras_padding, **kwargs)
+        super().__init__(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=keras_padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            bias_constraint=bias_constraint,
+            k_coef_lip=k_coef_lip,
+            **kwargs,
+        )
         self.padding = padding
+        factor = reshaped_kernel_factor(self.kernel_size, self.strides, self.dilation_rate)
+        self.parametrization = self._parametrization(self.k_coef_lip / factor)
 
     @property
     def _spatial_axes(self) -> tuple[int, ...]:
@@ -194,47 +233,8 @@ class LipConv2D(_ConstrainedConv2D):
           of taps
     """
 
-    def __init__(
-        self,
-        filters: int,
-        kernel_size: Any,
-        strides: Any = 1,
-        padding: str = "valid",
-        data_format: str | None = None,
-        dilation_rate: Any = 1,
-        groups: int = 1,
-        activation: Any = None,
-        use_bias: bool = True,
-        kernel_initializer: Any = "orthogonal",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        activity_regularizer: Any = None,
-        bias_constraint: Any = None,
-        k_coef_lip: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=groups,
-            activation=activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            activity_regularizer=activity_regularizer,
-            bias_constraint=bias_constraint,
-            k_coef_lip=k_coef_lip,
-            **kwargs,
-        )
-        factor = reshaped_kernel_factor(self.kernel_size, self.strides, self.dilation_rate)
-        self.parametrization = Orthogonal(self.k_coef_lip / factor)
+    def _parametrization(self, norm: float) -> Parametrization:
+        return Orthogonal(norm)
 
 
 SpectralConv2D = LipConv2D
@@ -268,44 +268,5 @@ class FrobeniusConv2D(_ConstrainedConv2D):
         regularization](https://arxiv.org/abs/2006.06520)
     """
 
-    def __init__(
-        self,
-        filters: int,
-        kernel_size: Any,
-        strides: Any = 1,
-        padding: str = "valid",
-        data_format: str | None = None,
-        dilation_rate: Any = 1,
-        groups: int = 1,
-        activation: Any = None,
-        use_bias: bool = True,
-        kernel_initializer: Any = "orthogonal",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        activity_regularizer: Any = None,
-        bias_constraint: Any = None,
-        k_coef_lip: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=groups,
-            activation=activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            activity_regularizer=activity_regularizer,
-            bias_constraint=bias_constraint,
-            k_coef_lip=k_coef_lip,
-            **kwargs,
-        )
-        factor = reshaped_kernel_factor(self.kernel_size, self.strides, self.dilation_rate)
-        self.parametrization = Frobenius(self.k_coef_lip / factor)
+    def _parametrization(self, norm: float) -> Parametrization:
+        return Frobenius(norm)

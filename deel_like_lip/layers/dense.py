@@ -6,10 +6,39 @@ import keras
 
 from deel_like_lip._registration import register
 from deel_like_lip.layers.base import ConstrainedKernel
-from deel_like_lip.parametrizations import Frobenius, Orthogonal
+from deel_like_lip.parametrizations import Frobenius, Orthogonal, Parametrization
 
 
 class _ConstrainedDense(ConstrainedKernel, keras.layers.Dense):
+    def __init__(
+        self,
+        units: int,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        bias_constraint: Any = None,
+        k_coef_lip: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            units,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            bias_constraint=bias_constraint,
+            k_coef_lip=k_coef_lip,
+            **kwargs,
+        )
+        self.parametrization = self._parametrization(self.k_coef_lip)
+
     def _plain_layer(self) -> keras.layers.Dense:
         config = self._plain_config()
         config.pop("disjoint_neurons", None)
@@ -59,34 +88,8 @@ class SpectralDense(_ConstrainedDense):
           regularization](https://arxiv.org/abs/2006.06520)
     """
 
-    def __init__(
-        self,
-        units: int,
-        activation: Any = None,
-        use_bias: bool = True,
-        kernel_initializer: Any = "orthogonal",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        activity_regularizer: Any = None,
-        bias_constraint: Any = None,
-        k_coef_lip: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            units,
-            activation=activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            activity_regularizer=activity_regularizer,
-            bias_constraint=bias_constraint,
-            k_coef_lip=k_coef_lip,
-            **kwargs,
-        )
-        self.parametrization = Orthogonal(self.k_coef_lip)
+    def _parametrization(self, norm: float) -> Parametrization:
+        return Orthogonal(norm)
 
 
 @register
@@ -98,19 +101,14 @@ class FrobeniusDense(_ConstrainedDense):
     last layer; `certify` computes what holds. With `disjoint_neurons=False` the whole kernel has Frobenius norm
     `k_coef_lip`, and the layer is `k_coef_lip`-Lipschitz.
 
+    Takes the arguments of `SpectralDense`, with the same meaning, and one more.
+
     Args:
         units: Positive integer, the number of outputs.
-        activation: Activation with a Lipschitz constant of at most 1, by name or as an object, such as `GroupSort2()`.
-        use_bias: Whether the layer adds a bias.
-        kernel_initializer: Initializer of the kernel; what it returns is scaled.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        bias_constraint: Constraint of the bias.
+        activation: As in `SpectralDense`.
         disjoint_neurons: Whether the constant holds for each output by itself rather than for the layer.
         k_coef_lip: The Lipschitz constant of each output or of the layer, positive.
-        **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
+        **kwargs: The other arguments of `SpectralDense`.
 
     Input shape:
         `(batch, ..., features)`. With more than two axes the kernel acts on the last one.
@@ -132,36 +130,12 @@ class FrobeniusDense(_ConstrainedDense):
         regularization](https://arxiv.org/abs/2006.06520)
     """
 
-    def __init__(
-        self,
-        units: int,
-        activation: Any = None,
-        use_bias: bool = True,
-        kernel_initializer: Any = "orthogonal",
-        bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
-        bias_regularizer: Any = None,
-        activity_regularizer: Any = None,
-        bias_constraint: Any = None,
-        disjoint_neurons: bool = True,
-        k_coef_lip: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            units,
-            activation=activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer,
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            activity_regularizer=activity_regularizer,
-            bias_constraint=bias_constraint,
-            k_coef_lip=k_coef_lip,
-            **kwargs,
-        )
+    def __init__(self, units: int, activation: Any = None, *, disjoint_neurons: bool = True, **kwargs: Any) -> None:
         self.disjoint_neurons = bool(disjoint_neurons)
-        self.parametrization = Frobenius(self.k_coef_lip, per_output=self.disjoint_neurons)
+        super().__init__(units, activation, **kwargs)
+
+    def _parametrization(self, norm: float) -> Parametrization:
+        return Frobenius(norm, per_output=self.disjoint_neurons)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "disjoint_neurons": self.disjoint_neurons}
