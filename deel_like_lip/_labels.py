@@ -30,9 +30,8 @@ def binary_signs(y_true: Tensor, y_pred: Tensor, owner: str) -> tuple[Tensor, Te
         )
         raise ValueError(
             f"{owner} expects a label, 0 or 1 or else -1 or 1, for each output: `y_true` and `y_pred` of the same "
-            "shape "
-            f"(batch, outputs), or (batch,) for a single output.{hint} "
-            f"Received: y_true.shape={tuple(y_true.shape)}, y_pred.shape={tuple(y_pred.shape)}"
+            f"shape (batch, outputs), or (batch,) for a single output.{hint} Received: "
+            f"y_true.shape={tuple(y_true.shape)}, y_pred.shape={tuple(y_pred.shape)}"
         )
     _check_batch(y_true, y_pred, owner)
     return _signs(labels, outputs), outputs
@@ -58,10 +57,9 @@ def one_hot(y_true: Tensor, y_pred: Tensor, owner: str) -> tuple[Tensor, Tensor]
     if classes is None or classes < 2 or not (integers or one_per_class):
         raise ValueError(
             f"{owner} expects `y_pred` of shape (batch, classes) with at least two classes, and `y_true` as integers "
-            "of "
-            "shape (batch,) or (batch, 1), or one-hot of shape (batch, classes). For a single output use the binary "
-            "form, "
-            f"such as HingeKR. Received: y_true.shape={tuple(y_true.shape)}, y_pred.shape={tuple(y_pred.shape)}"
+            "of shape (batch,) or (batch, 1), or one-hot of shape (batch, classes). For a single output use the "
+            f"binary form, such as HingeKR. Received: y_true.shape={tuple(y_true.shape)}, "
+            f"y_pred.shape={tuple(y_pred.shape)}"
         )
     _check_batch(y_true, y_pred, owner)
     if integers:

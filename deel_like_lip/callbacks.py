@@ -130,8 +130,7 @@ class LossParamScheduler(keras.callbacks.Callback):
             names = sorted({name for loss in self._all_losses() for name in getattr(loss, "parameter_variables", ())})
             raise ValueError(
                 f"No loss of the model has a parameter '{self.param_name}' that can be scheduled. Expected one of "
-                f"{names}. "
-                f"Received: param_name={self.param_name}"
+                f"{names}. Received: param_name={self.param_name}"
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:

@@ -203,15 +203,13 @@ def certify_plain(plain: keras.Model) -> Certificate:
     if len(plain.outputs) != 1:
         raise ValueError(
             f"`certify` expects a model with one output tensor, but '{plain.name}' has {len(plain.outputs)}. Certify "
-            "each "
-            "output by itself, with `keras.Model(model.inputs, model.outputs[i])`."
+            "each output by itself, with `keras.Model(model.inputs, model.outputs[i])`."
         )
     shape = tuple(plain.outputs[0].shape)
     if len(shape) != 2 or shape[1] is None:
         raise ValueError(
             f"`certify` expects a model whose output has shape (batch, outputs). Received: '{plain.name}' with an "
-            "output of "
-            f"shape {shape}"
+            f"output of shape {shape}"
         )
     bound = bound_graph(plain)
     pairs = bound.pairs

@@ -176,8 +176,7 @@ def _check_plain(layer: Any) -> None:
     if _mentions_package(keras.saving.serialize_keras_object(layer)):
         raise ValueError(
             f"The {type(layer).__name__} layer '{layer.name}' cannot be folded: it holds a layer of this library "
-            "inside. "
-            "Apply that layer on its own instead, outside of wrappers."
+            "inside. Apply that layer on its own instead, outside of wrappers."
         )
 
 

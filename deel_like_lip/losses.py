@@ -95,8 +95,7 @@ class _Parameter:
             expected = "a positive" if self._positive else "a non-negative"
             raise ValueError(
                 f"Invalid value for argument `{self._name}` of {type(loss).__name__}. Expected {expected} finite "
-                "number. "
-                f"Received: {self._name}={value}"
+                f"number. Received: {self._name}={value}"
             )
         variables = loss.parameter_variables
         if self._name in variables:

@@ -218,7 +218,6 @@ def _checked_positive(value: float, name: str, owner: str, zero: bool = False) -
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(
             f"Invalid value for argument `{name}` of {owner}. Expected a {'non-negative' if zero else 'positive'} "
-            "finite "
-            f"number. Received: {name}={value}"
+            f"finite number. Received: {name}={value}"
         )
     return value

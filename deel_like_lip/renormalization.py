@@ -31,8 +31,7 @@ def renormalize(model: keras.Model) -> None:
         if not layer.built:
             raise ValueError(
                 f"The {type(layer).__name__} layer '{layer.name}' is not built, so it has no kernel to project. Call "
-                "the "
-                "model on data or give it an `Input` first."
+                "the model on data or give it an `Input` first."
             )
     if layers:
         kernels = [layer.kernel for layer in layers]

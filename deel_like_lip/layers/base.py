@@ -69,8 +69,7 @@ class ConstrainedKernel(LipschitzLayer):
             if value is not None:
                 raise ValueError(
                     f"Argument `{name}` is not accepted by {type(self).__name__}: the layer constrains its kernel "
-                    "itself. "
-                    f"Use the plain Keras layer instead, which `certify` also bounds. Received: {name}={value}"
+                    f"itself. Use the plain Keras layer instead, which `certify` also bounds. Received: {name}={value}"
                 )
         super().__init__(*args, **kwargs)
         self.activation = checked_activation(self.activation, type(self).__name__)
@@ -120,8 +119,7 @@ class ConstrainedKernel(LipschitzLayer):
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             f"LoRA is not available on the {type(self).__name__} layer '{self.name}': a kernel plus an update of low "
-            "rank "
-            "is not constrained. Fold the model with `vanilla_model` first, then certify the result."
+            "rank is not constrained. Fold the model with `vanilla_model` first, then certify the result."
         )
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
@@ -140,8 +138,7 @@ class ConstrainedKernel(LipschitzLayer):
         if not self.built:
             raise ValueError(
                 f"The {type(self).__name__} layer '{self.name}' is not built, so it has no kernel to fold. Call the "
-                "model "
-                "on data or give it an `Input` first."
+                "model on data or give it an `Input` first."
             )
         plain = self._plain_layer()
         activation = fold_activation(self.activation)
@@ -182,9 +179,8 @@ def checked_activation(activation: Any, owner: str) -> Any:
     reason = "has no known Lipschitz constant" if constant is None else f"has the Lipschitz constant {constant:g}"
     raise ValueError(
         f"Invalid value for argument `activation` of {owner}. Expected an activation whose Lipschitz constant is at "
-        "most "
-        f"1, such as GroupSort2() or 'relu', but '{name}' {reason}. Apply it as a layer of its own if that is what you "
-        f"want; `certify` then counts its constant where it knows it. Received: activation={activation}"
+        f"most 1, such as GroupSort2() or 'relu', but '{name}' {reason}. Apply it as a layer of its own if that is "
+        f"what you want; `certify` then counts its constant where it knows it. Received: activation={activation}"
     )
 
 

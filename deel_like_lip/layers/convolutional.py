@@ -40,8 +40,7 @@ class _ConstrainedConv2D(ConstrainedKernel, keras.layers.Conv2D):
         if padding not in _PADDINGS:
             raise ValueError(
                 f"Invalid value for argument `padding` of {type(self).__name__}. Expected one of {_PADDINGS}: other "
-                "ways "
-                f"to pad have a norm above 1. Received: padding={padding}"
+                f"ways to pad have a norm above 1. Received: padding={padding}"
             )
         if isinstance(filters, bool) or not isinstance(filters, int) or filters <= 0:
             raise ValueError(
@@ -82,8 +81,7 @@ class _ConstrainedConv2D(ConstrainedKernel, keras.layers.Conv2D):
         if len(input_shape) != 4:
             raise ValueError(
                 f"The {type(self).__name__} layer '{self.name}' expects a 4D input, (batch, height, width, channels) "
-                "or, "
-                "with data_format='channels_first', (batch, channels, height, width). Received: "
+                "or, with data_format='channels_first', (batch, channels, height, width). Received: "
                 f"input_shape={input_shape}"
             )
         super().build(input_shape)
@@ -136,10 +134,9 @@ class _ConstrainedConv2D(ConstrainedKernel, keras.layers.Conv2D):
                 )
             if size is not None and (size % stride or max(pads) > size):
                 raise ValueError(
-                    f"The {type(self).__name__} layer '{self.name}' with padding='circular' expects a height and width "
-                    "that are multiples of the strides and at least half the kernel size: other sizes do not wrap "
-                    "around, "
-                    f"and the constant would not hold. Received: input_shape={tuple(input_shape)}, "
+                    f"The {type(self).__name__} layer '{self.name}' with padding='circular' expects a height and "
+                    "width that are multiples of the strides and at least half the kernel size: other sizes do not "
+                    f"wrap around, and the constant would not hold. Received: input_shape={tuple(input_shape)}, "
                     f"strides={self.strides}, kernel_size={self.kernel_size}, dilation_rate={self.dilation_rate}"
                 )
 

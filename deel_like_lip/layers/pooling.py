@@ -79,9 +79,8 @@ class _WindowPooling2D(LipschitzLayer, keras.layers.AveragePooling2D):
             if length is None:
                 raise ValueError(
                     f"The {type(self).__name__} layer '{self.name}' with padding='same' must know the height and "
-                    "width of "
-                    "its input: give the model an `Input` of fixed size, or use padding='valid'. "
-                    f"Received: input_shape={tuple(shape)}"
+                    "width of its input: give the model an `Input` of fixed size, or use padding='valid'. Received: "
+                    f"input_shape={tuple(shape)}"
                 )
             total = max((math.ceil(length / stride) - 1) * stride + size - length, 0)
             pads.append((total // 2, total - total // 2))
