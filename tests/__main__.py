@@ -14,8 +14,9 @@ def main() -> int:
     os.chdir(pathlib.Path(__file__).parents[1])
     failed = [" ".join(check) for check in CHECKS if run(f"{' '.join(check)}", [sys.executable, "-m", *check])]
     for backend in BACKENDS:
-        command = [sys.executable, "-m", "pytest", "-q", *sys.argv[1:]]
-        if run(f"pytest on {backend}", command, KERAS_BACKEND=backend):
+        # A process a core; with more threads than cores torch slows down tenfold.
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal", *sys.argv[1:]]
+        if run(f"pytest on {backend}", command, KERAS_BACKEND=backend, OMP_NUM_THREADS="1"):
             failed.append(f"pytest on {backend}")
     print(f"\nFailed: {', '.join(failed)}" if failed else "\nAll passed.", flush=True)
     return len(failed)

@@ -201,8 +201,8 @@ def test_bad_every(every):
     ],
 )
 def test_the_compiled_step_sees_scheduled_parameters(loss, name, values, jit_compile):
-    if jit_compile and keras.backend.backend() == "torch":
-        pytest.skip("Keras does not compile models on the torch backend by default")
+    if jit_compile and keras.backend.backend() == "torch" and name != "alpha":
+        pytest.skip("torch compiles for a minute: one loss stands for all")
     model = keras.Sequential([keras.Input((8,)), layers.SpectralDense(1)])
     model.compile(keras.optimizers.SGD(0.0), loss(), jit_compile=jit_compile)
     inputs, labels = data()

@@ -232,13 +232,32 @@ def test_mixed_precision_keeps_float32_kernels_orthogonal(policy):
 
 
 @every_case
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch compiles for minutes: one network stands for all")
 def test_jit(make, shape):
     model = model_of(make, shape)
     perturb(model)
     expected = to_numpy(model(samples(shape)))
-    backend = keras.backend.backend()
-    if backend == "torch":
-        pytest.skip("Keras does not compile models on the torch backend by default")
     model.compile("sgd", "mse", jit_compile=True)
     np.testing.assert_allclose(model.predict(samples(shape), verbose=0), expected, atol=1e-5)
     assert np.isfinite(model.train_on_batch(samples(shape), np.zeros_like(expected)))
+
+
+def test_jit_of_a_network():
+    model = keras.Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.LipConv2D(4, 3, padding="circular", activation=layers.GroupSort2()),
+            layers.ScaledL2NormPooling2D(),
+            keras.layers.Flatten(),
+            layers.SpectralDense(4, activation=layers.FullSort()),
+            layers.FrobeniusDense(2),
+        ]
+    )
+    inputs = samples((8, 8, 2), 32)
+    expected = model.predict(inputs, verbose=0)
+    model.compile(keras.optimizers.Adam(1e-2), lip.losses.MulticlassHKR(), jit_compile=True)
+    np.testing.assert_allclose(model.predict(inputs, verbose=0), expected, atol=1e-5)
+    history = model.fit(inputs, np.arange(32) % 2, epochs=10, batch_size=32, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+    kernel = to_numpy(model.layers[-2].kernel).astype("float64")
+    np.testing.assert_allclose(np.linalg.svd(kernel, compute_uv=False), 1, atol=1e-3)
