@@ -214,7 +214,7 @@ class KR(_DistributionLoss):
 
     Reference:
         Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
-        regularization](https://arxiv.org/abs/2006.06520), equation 4
+        regularization](https://arxiv.org/abs/2006.06520)
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class HingeKR(_DistributionLoss):
 
     Reference:
         Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
-        regularization](https://arxiv.org/abs/2006.06520), equation 10
+        regularization](https://arxiv.org/abs/2006.06520)
     """
 
     alpha = _Parameter(positive=False)
