@@ -77,6 +77,11 @@ def bound_graph(model: keras.Model) -> GraphBound:
 
 def _bound_outputs(model: Any, inputs: Sequence[_TensorBound], table: list[LayerBound]) -> list[_TensorBound]:
     """Returns the bounds of a model's outputs. A refusal counts only if an output depends on it."""
+    if not type(model).__module__.startswith("keras."):
+        raise CannotBoundError(
+            f"The model '{model.name}' of class {type(model).__name__} may compute something else than its graph. Fold "
+            "it with `vanilla_model` first, which follows its `call`."
+        )
     if isinstance(model, keras.Sequential):
         model = model._functional
     bounds: dict[int, _TensorBound | CannotBoundError] = {

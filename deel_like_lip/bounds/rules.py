@@ -281,6 +281,12 @@ def _split(call: Call) -> float:
 
 @_factor(layers.Rescaling)
 def _rescaling(call: Call) -> float:
+    sizes = call.input_shape[:0:-1]
+    for array in (np.asarray(call.operation.scale), np.asarray(call.operation.offset)):
+        # (Keras states the input's shape as the output's even where the scale repeats values.)
+        fits = all(own in (1, size) for own, size in zip(array.shape[::-1], sizes, strict=False))
+        if array.ndim > len(sizes) or not fits:
+            raise call.refuse(f"it repeats values to fit its scale or offset, of shape {array.shape}.")
     return float(np.max(np.abs(np.asarray(call.operation.scale, dtype=np.float64))))
 
 

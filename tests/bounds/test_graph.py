@@ -138,6 +138,7 @@ REFUSED = {
     "Concatenate": lambda x: layers.Concatenate(axis=0, name="mystery")([x, x]),
     "Add": lambda x: layers.Add(name="mystery")([x, dense(1.0, 1)(x)]),
     "Softmax": lambda x: layers.Softmax(axis=0, name="mystery")(x),
+    "Rescaling": lambda x: layers.Rescaling([1.0, 1.0, 1.0], name="mystery")(dense(1.0, 1)(x)),
 }
 
 
@@ -171,6 +172,20 @@ def test_an_unknown_layer_in_certify():
 
     with pytest.raises(ValueError, match="class Subclass: there is no bound rule"):
         lip.certify(keras.Sequential([keras.Input((4,)), Subclass(), dense(1.0, 2)]))
+
+
+def test_a_graph_that_a_subclass_may_not_follow_is_refused():
+    class Doubled(keras.Model):
+        def call(self, inputs):
+            return 2.0 * super().call(inputs)
+
+    inputs = keras.Input((4,))
+    model = Doubled(inputs, dense(1.0, 2)(inputs), name="doubled")
+    with pytest.raises(CannotBoundError, match="'doubled' of class Doubled may compute something else than its graph"):
+        bound_graph(model)
+    nested = keras.Model(inputs, model(inputs))
+    with pytest.raises(CannotBoundError, match="'doubled' of class Doubled"):
+        bound_graph(nested)
 
 
 def test_a_refusal_counts_only_where_the_output_depends_on_it():
