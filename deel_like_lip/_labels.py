@@ -81,9 +81,7 @@ def _signs(labels: Tensor, outputs: Tensor) -> Tensor:
 
 
 def _as_matrix(y_pred: Tensor, owner: str) -> Tensor:
-    outputs = y_pred
-    if len(outputs.shape) == 1:
-        outputs = ops.expand_dims(outputs, -1)
+    outputs = ops.expand_dims(y_pred, -1) if len(y_pred.shape) == 1 else y_pred
     if len(outputs.shape) != 2:
         raise ValueError(
             f"{owner} expects `y_pred` of shape (batch, outputs) or (batch,). Received: "
