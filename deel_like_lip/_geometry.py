@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from deel_like_lip._typing import Shape
+
 
 def max_overlap(
     window: Sequence[int], strides: Sequence[int] | None = None, dilation_rate: Sequence[int] | None = None
@@ -21,3 +23,9 @@ def max_overlap(
     ones = [1] * len(window)
     taps = zip(window, strides or ones, dilation_rate or ones, strict=True)
     return math.prod(math.ceil(size * math.gcd(stride, dilation) / stride) for size, stride, dilation in taps)
+
+
+def entries(shape: Shape) -> int | None:
+    """Returns the number of values of an array of a shape, or None if a size is not known."""
+    known = [size for size in shape if size is not None]
+    return math.prod(known) if len(known) == len(shape) else None

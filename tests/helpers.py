@@ -33,9 +33,14 @@ def singular_values(kernel: Any) -> Array:
 
 
 def convolution_matrix(
-    kernel: Any, size: int, stride: int = 1, padding: str = "valid", dilation: int = 1, groups: int = 1
+    kernel: Any,
+    size: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    padding: str = "valid",
+    dilation: int | tuple[int, int] = 1,
+    groups: int = 1,
 ) -> Array:
-    """Returns a 2D convolution of square images as an explicit matrix in float64, with channels last."""
+    """Returns a 2D convolution as an explicit matrix in float64, with channels last."""
     kernel = to_numpy(kernel).astype(np.float64)
     taps_h, taps_w, group_in, outputs = kernel.shape
     group_out = outputs // groups
@@ -46,8 +51,11 @@ def convolution_matrix(
             slice(group * group_out, (group + 1) * group_out),
         )
         full[:, :, rows, columns] = kernel[..., columns]
-    height = _axis_taps(taps_h, size, stride, padding, dilation)
-    width = _axis_taps(taps_w, size, stride, padding, dilation)
+    (size_h, size_w), (stride_h, stride_w), (dilation_h, dilation_w) = (
+        value if isinstance(value, tuple) else (value, value) for value in (size, stride, dilation)
+    )
+    height = _axis_taps(taps_h, size_h, stride_h, padding, dilation_h)
+    width = _axis_taps(taps_w, size_w, stride_w, padding, dilation_w)
     tensor = np.einsum("ahi,bwj,hwcd->abdijc", height, width, full, optimize=True)
     return tensor.reshape(height.shape[0] * width.shape[0] * outputs, -1)
 

@@ -8,19 +8,34 @@ import numpy as np
 import pytest
 
 import deel_like_lip as lip
-from deel_like_lip.bounds import LayerBound
+from deel_like_lip.bounds import Affine, LayerBound
+from deel_like_lip.certificates import CertificateError, Head
 from tests.helpers import to_numpy, vector_jacobian_product
 
 layers = lip.layers
 
 
-def multiclass(pairs, constant=1.0):
+def certificate_of(*heads, constant=1.0, **options):
+    table = (LayerBound("last", "Dense", 1.0, constant),)
+    options.setdefault("input_shapes", ((2,),))
+    return lip.Certificate(tuple(heads), constant, table, "model", "0" * 64, **options)
+
+
+def multiclass(pairs, constant=1.0, error=None, **options):
     pairs = np.asarray(pairs, float)
-    return lip.Certificate(constant, pairs, len(pairs), (LayerBound("head", "Dense", 1.0, constant),), "model")
+    count = len(pairs)
+    head = Head("logits", "multiclass", (count,), constant, pairs, np.full(count, constant), error)
+    return certificate_of(head, constant=constant, **options)
 
 
-def binary(constant):
-    return lip.Certificate(constant, None, 1, (), "model")
+def binary(constant, error=None, **options):
+    head = Head("logit", "binary", (1,), constant, None, np.full(1, constant), error)
+    return certificate_of(head, constant=constant, **options)
+
+
+def multilabel(constants, **options):
+    head = Head("labels", "multilabel", (len(constants),), 1.0, None, np.asarray(constants, float))
+    return certificate_of(head, **options)
 
 
 def test_binary_radius():
@@ -56,7 +71,7 @@ def test_ties_and_empty_batches():
 
 @pytest.mark.parametrize("shape", [(4,), (4, 2), (4, 4), (2, 3, 3), ()])
 def test_logits_of_the_wrong_shape(shape):
-    words = r"logits of the model 'model', of shape \(samples, 3\)\. Received: logits\.shape="
+    words = r"logits of the output 'logits', of shape \(samples, 3\)\. Received: logits\.shape="
     with pytest.raises(ValueError, match=words):
         multiclass(np.ones((3, 3))).radius(np.zeros(shape))
 
@@ -185,18 +200,194 @@ def test_summary_and_json():
     assert [line.name for line in certificate.layers] == ["first", "last"]
     fields = json.loads(certificate.to_json())
     assert fields["lipschitz_constant"] == certificate.lipschitz_constant
-    assert fields["pair_constants"] == certificate.pair_constants.tolist()
+    assert fields["heads"][0]["pair_constants"] == certificate.pair_constants.tolist()
     assert fields["norm"] == "l2"
     assert fields["versions"]["keras"] == keras.__version__
-    assert "radius = |f| / L" in binary(1.0).summary()
+    assert "Radius (binary): |f| / L" in binary(1.0).summary()
 
 
-def test_models_with_other_outputs():
+def test_several_heads(rng):
     inputs = keras.Input((4,))
-    two = keras.Model(inputs, [layers.SpectralDense(2)(inputs), layers.SpectralDense(2)(inputs)], name="two")
-    with pytest.raises(ValueError, match="one output tensor, but 'two' has 2"):
-        lip.certify(two)
-    images = keras.Sequential([keras.Input((4, 4, 1)), layers.LipConv2D(2, 3)], name="images")
-    words = r"output has shape \(batch, outputs\)\. Received: 'images' with an output of shape"
-    with pytest.raises(ValueError, match=words):
-        lip.certify(images)
+    body = layers.SpectralDense(4)(inputs)
+    outputs = {"kind": layers.SpectralDense(3)(body), "alarm": layers.SpectralDense(1)(body)}
+    model = keras.Model(inputs, outputs, name="two")
+    certificate = lip.certify(model)
+    assert [(head.name, head.task) for head in certificate.heads] == [("alarm", "binary"), ("kind", "multiclass")]
+    logits = model.predict(rng.normal(size=(20, 4)), verbose=0)
+    radii = certificate.radius(logits)
+    each = [certificate[name].radius(logits[name], None, None) for name in ("kind", "alarm")]
+    np.testing.assert_allclose(radii, np.minimum(*each), rtol=1e-12)
+    np.testing.assert_array_equal(radii, certificate.radius([logits["alarm"], logits["kind"]]))
+    labels = {"kind": np.argmax(logits["kind"], 1), "alarm": logits["alarm"] > 0}
+    np.testing.assert_array_equal(certificate.radius(logits, targets=labels), radii)
+    labels["alarm"] = ~labels["alarm"]
+    assert np.all(certificate.radius(logits, targets=labels) == 0)
+    with pytest.raises(
+        ValueError, match="list or dict of `logits` for the outputs \\['alarm', 'kind'\\]. Received: ndarray"
+    ):
+        certificate.radius(logits["kind"])
+    with pytest.raises(AttributeError, match=r"several outputs.*use `certificate\[name\]\.pair_constants`"):
+        _ = certificate.pair_constants
+    with pytest.raises(KeyError, match="There is no output 'other'"):
+        certificate["other"]
+    again = lip.certify(model, task={"kind": "multilabel"})
+    assert again["kind"].task == "multilabel"
+    with pytest.raises(ValueError, match="Expected `task` to be one of binary, .* Received: task={'colour': 'binary'}"):
+        lip.certify(model, task={"colour": "binary"})
+    with pytest.raises(ValueError, match=r"shape \(batch, 1\) for task=\"binary\""):
+        lip.certify(model, task={"kind": "binary"})
+
+
+def test_several_labels():
+    certificate = multilabel([1.0, 2.0])
+    logits = [[3.0, -1.0], [0.5, 2.0], [0.0, 1.0]]
+    np.testing.assert_allclose(certificate.radius(logits), [0.5, 0.5, 0.0])
+    np.testing.assert_allclose(certificate.radius(logits, targets=[[1, 0], [1, 0], [1, 1]]), [0.5, 0.0, 0.0])
+    with pytest.raises(ValueError, match="one label a sample and output"):
+        certificate.radius(logits, targets=[1, 0, 1])
+
+
+def test_targets():
+    certificate = multiclass(np.ones((3, 3)) - np.eye(3))
+    logits = [[3.0, 1.0, 0.0], [0.0, 1.0, 0.0]]
+    np.testing.assert_allclose(certificate.radius(logits, targets=[0, 2]), [2.0, 0.0])
+    np.testing.assert_allclose(certificate.radius(logits, targets=np.eye(3)[[0, 1]]), [2.0, 1.0])
+    np.testing.assert_allclose(binary(1.0).radius([[2.0], [2.0]], targets=[1, -1]), [2.0, 0.0])
+
+
+def test_regression():
+    model = keras.Sequential([keras.Input((4, 4, 1)), layers.LipConv2D(2, 3), layers.GroupSort2()], name="images")
+    certificate = lip.certify(model)
+    assert certificate.heads[0].task == "regression"
+    change = certificate.output_change([0.0, 2.0])
+    np.testing.assert_allclose(change, [0.0, 2 * certificate.lipschitz_constant])
+    assert change[1] >= 2 * certificate.lipschitz_constant
+    with pytest.raises(ValueError, match="certified for regression"):
+        certificate.radius(np.zeros((1, 2, 2, 2)))
+    with pytest.raises(
+        ValueError, match=r"\(batch, outputs\) for task=\"multiclass\". Received: .* of 'images', of shape"
+    ):
+        lip.certify(model, task="multiclass")
+    for bad in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="Expected distances of at least 0"):
+            certificate.output_change(bad)
+
+
+def test_input_scale():
+    model = keras.Sequential([keras.Input((4,)), layers.SpectralDense(2)])
+    logits = model.predict(np.eye(4), verbose=0)
+    plain, scaled = lip.certify(model), lip.certify(model, input_scale=1 / 255)
+    np.testing.assert_allclose(scaled.radius(logits), 255 * plain.radius(logits), rtol=1e-12)
+    np.testing.assert_allclose(scaled.output_change(255.0), plain.output_change(1.0), rtol=1e-12)
+    assert "before it is scaled by 0.00392157" in scaled.summary()
+    inside = keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(1 / 255), *model.layers])
+    assert lip.certify(inside).lipschitz_constant == pytest.approx(plain.lipschitz_constant / 255, rel=1e-6)
+    for bad in (0, -1.0, np.inf, "one", True):
+        with pytest.raises(ValueError, match="Expected `input_scale` to be a positive number. Received: input_scale="):
+            lip.certify(model, input_scale=bad)
+
+
+def test_inputs_that_break_the_promise_have_radius_zero():
+    certificate = binary(1.0, input_range=(0.0, 1.0))
+    inputs = np.array([[0.0, 1.0], [0.5, 1.5], [-0.1, 0.0], [np.nan, 0.0], [np.inf, 0.0]])
+    np.testing.assert_allclose(certificate.radius(np.ones((5, 1)), inputs=inputs), [1, 0, 0, 0, 0])
+    assert binary(1.0).radius([[1.0]], inputs=[[np.nan, 0.0]]) == [0.0]
+    with pytest.raises(ValueError, match=r"`inputs` of shape \(samples, 2\). Received: \(1, 3\)"):
+        certificate.radius([[1.0]], inputs=[[0.0, 0.0, 0.0]])
+    with pytest.raises(ValueError, match="as many samples in each of `logits` and `inputs`. Received: "):
+        certificate.radius([[1.0], [1.0]], inputs=[[0.0, 0.0]])
+    for bad in ((1.0, 0.0), (0.0,), (0.0, np.inf), "01"):
+        with pytest.raises(ValueError, match="Expected `input_range` to be \\(low, high\\), both finite. Received: "):
+            lip.certify(keras.Sequential([keras.Input((2,)), layers.SpectralDense(1)]), input_range=bad)
+
+
+def test_sound_radii_by_hand():
+    error = Affine(0.01, 0.002)
+    certificate = binary(1.0, error, rounding="sound")
+    # |x| = 5 there: margin 1 - 2 (0.01 + 0.002 * 5), constant 1 + 0.002.
+    np.testing.assert_allclose(certificate.radius([[1.0]], inputs=[[3.0, 4.0]]), [0.96 / 1.002], rtol=1e-9)
+    pairs = multiclass(2 * (np.ones((2, 2)) - np.eye(2)), 1.0, error, rounding="sound", input_range=(-3.0, 1.0))
+    root = np.sqrt(2)
+    expected = (1 - 2 * root * 0.02) / (2 + root * 0.002)
+    np.testing.assert_allclose(
+        pairs.radius([[1.0, 0.0]], inputs=[[-3.0, 0.0]]), (1 - 2 * root * 0.016) / (2 + root * 0.002)
+    )
+    # Without the inputs, the largest that the range allows: |x| = 3 root 2.
+    largest = 0.01 + 0.002 * 3 * root
+    np.testing.assert_allclose(pairs.radius([[1.0, 0.0]]), (1 - 2 * root * largest) / (2 + root * 0.002))
+    assert expected < 0.5
+    with pytest.raises(ValueError, match="give the `inputs`, or certify with an `input_range`"):
+        certificate.radius([[1.0]])
+    assert np.all(certificate.radius([[0.03], [0.0]], inputs=[[3.0, 4.0], [0.0, 0.0]]) == 0)
+
+
+def test_verify(rng):
+    model = keras.Sequential([keras.Input((4,)), layers.SpectralDense(3), layers.FullSort(), layers.SpectralDense(2)])
+    certificate = lip.Certificate.from_json(lip.certify(model, rounding="sound").to_json())
+    certificate.verify(model)
+    certificate.verify(lip.vanilla_model(model))
+    fields = json.loads(certificate.to_json())
+    fields["heads"][0]["pair_constants"] = [[0.0, 0.1], [0.1, 0.0]]
+    with pytest.raises(CertificateError, match="claims smaller constants"):
+        lip.Certificate.from_json(json.dumps(fields)).verify(model)
+    model.layers[0].kernel.assign(to_numpy(model.layers[0].kernel) * 0.9999)
+    with pytest.raises(CertificateError, match="was computed from other weights"):
+        certificate.verify(model)
+
+
+def test_json_both_ways(rng):
+    inputs = keras.Input((4,))
+    outputs = {"a": layers.SpectralDense(3)(inputs), "b": keras.layers.Reshape((2, 1))(layers.SpectralDense(2)(inputs))}
+    model = keras.Model(inputs, outputs)
+    for rounding in ("exact", "sound"):
+        certificate = lip.certify(model, rounding=rounding, input_range=(0, 1), input_scale=0.5)
+        again = lip.Certificate.from_json(certificate.to_json())
+        assert again.to_json() == certificate.to_json()
+        assert again.summary() == certificate.summary()
+        assert again.heads[1].pair_constants is None
+
+
+def edited(**changes):
+    fields = json.loads(multiclass(np.ones((2, 2)) - np.eye(2)).to_json())
+    for path, value in changes.items():
+        target, *rest = path.split("__")
+        place = fields
+        while rest:
+            place = place[int(target) if isinstance(place, list) else target]
+            target, *rest = rest
+        if value is KeyError:
+            del place[target]
+        else:
+            place[target] = value
+    return json.dumps(fields)
+
+
+DAMAGED = {
+    "": "Expecting value",
+    "[]": "not a JSON object",
+    "{}": "its format is None",
+    edited(format=2): "its format is 2",
+    edited(norm="linf"): "its norm is 'linf'",
+    edited(heads=[]): "no outputs",
+    edited(fingerprint=KeyError): "the field 'fingerprint' is missing",
+    edited(lipschitz_constant=-1.0): "a constant is -1.0",
+    edited(lipschitz_constant="1"): "a constant is '1'",
+    edited(lipschitz_constant=float("nan")): "a constant is nan",
+    edited(rounding="fast"): "it says 'fast'",
+    edited(rounding="sound"): "rounding error None",
+    edited(heads__0__task="oracle"): "it says 'oracle'",
+    edited(heads__0__task="binary"): "a binary output has the shape",
+    edited(heads__0__pair_constants=[[0, 1]]): "cannot reshape",
+    edited(heads__0__pair_constants=[[0, 1], [2, 0]]): "not symmetric",
+    edited(heads__0__pair_constants=None): "not lists",
+    edited(heads__0__shape=[-2]): "a shape is",
+    edited(input_scale=0): "Expected `input_scale`",
+    edited(input_range=[1, 0]): "Expected `input_range`",
+    edited(versions=[]): "has no attribute",
+}
+
+
+@pytest.mark.parametrize(("text", "words"), DAMAGED.items(), ids=DAMAGED.values())
+def test_damaged_certificates_are_refused(text, words):
+    with pytest.raises(CertificateError, match=f"not a certificate that can be used: .*{words}"):
+        lip.Certificate.from_json(text)

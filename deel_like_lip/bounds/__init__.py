@@ -2,14 +2,17 @@
 
 from deel_like_lip.bounds.activations import activation_constant
 from deel_like_lip.bounds.convolution import convolution_bound
-from deel_like_lip.bounds.graph import GraphBound, LayerBound, bound_graph
+from deel_like_lip.bounds.graph import GraphBound, LayerBound, OutputBound, bound_graph
 from deel_like_lip.bounds.linear import spectral_norm_bound
+from deel_like_lip.bounds.rounding import Affine
 from deel_like_lip.bounds.rules import CannotBoundError, register_bound_rule
 
 __all__ = [
+    "Affine",
     "CannotBoundError",
     "GraphBound",
     "LayerBound",
+    "OutputBound",
     "activation_constant",
     "bound_graph",
     "convolution_bound",

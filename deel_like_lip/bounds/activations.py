@@ -1,39 +1,52 @@
 """Lipschitz constants of the activation functions that Keras names."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
-# l2 constants of the map on the whole tensor. For a function of one variable that is the supremum of |f'|. Those whose
-# derivative exceeds 1 are given by decimals rounded up. Softmax: its Jacobian diag(p) - p p^T has norm at most 1/2
-# (Gao and Pavel, arXiv 1704.00805). An activation that is not listed has no finite constant or none that we vouch for:
-# sparsemax is a projection, but Keras 3.15 computes something else, with slopes above 20.
-_CONSTANTS = {
-    "linear": 1.0,
-    "relu": 1.0,
-    "relu6": 1.0,
-    "tanh": 1.0,
-    "hard_tanh": 1.0,
-    "tanh_shrink": 1.0,
-    "soft_shrink": 1.0,
-    "softsign": 1.0,
-    "softplus": 1.0,
-    "squareplus": 1.0,
-    "sparse_plus": 1.0,
-    "elu": 1.0,
-    "celu": 1.0,
-    "leaky_relu": 1.0,
-    "log_sigmoid": 1.0,
-    "sigmoid": 0.25,
-    "hard_sigmoid": 1 / 6 * (1 + 1e-12),
-    "sparse_sigmoid": 0.5,
-    "softmax": 0.5,
-    "gelu": 1.13,
-    "silu": 1.1,
-    "mish": 1.09,
-    "hard_silu": 1.5,
-    "selu": 1.7581,
+
+class Activation(NamedTuple):
+    """What is known of an activation function.
+
+    Attributes:
+        constant: Upper bound of its l2 Lipschitz constant on the whole tensor.
+        roundings: How many roundings relative to its result float32 arithmetic makes; None where IEEE arithmetic does
+            not say, as for exponentials.
+    """
+
+    constant: float
+    roundings: int | None = None
+
+
+# For a function of one variable the constant is the supremum of |f'|; decimals are rounded up. Softmax: its Jacobian
+# diag(p) - p p^T has norm at most 1/2 (Gao and Pavel, arXiv 1704.00805). What is not listed has no finite constant or
+# none that we vouch for: sparsemax is a projection, but Keras 3.15 computes something else, with slopes above 20.
+_KNOWN = {
+    "linear": Activation(1.0, 0),
+    "relu": Activation(1.0, 0),
+    "relu6": Activation(1.0, 0),
+    "hard_tanh": Activation(1.0, 0),
+    "leaky_relu": Activation(1.0, 2),
+    "soft_shrink": Activation(1.0, 2),
+    "tanh": Activation(1.0),
+    "tanh_shrink": Activation(1.0),
+    "softsign": Activation(1.0),
+    "softplus": Activation(1.0),
+    "squareplus": Activation(1.0),
+    "sparse_plus": Activation(1.0),
+    "elu": Activation(1.0),
+    "celu": Activation(1.0),
+    "log_sigmoid": Activation(1.0),
+    "sigmoid": Activation(0.25),
+    "hard_sigmoid": Activation(1 / 6 * (1 + 1e-12)),
+    "sparse_sigmoid": Activation(0.5),
+    "softmax": Activation(0.5),
+    "gelu": Activation(1.129),  # 1.128905 exactly, 1.128994 in the approximate form
+    "silu": Activation(1.0999),
+    "mish": Activation(1.0885),
+    "hard_silu": Activation(1.5),
+    "selu": Activation(1.7581),
 }
 
 
@@ -43,27 +56,39 @@ def activation_constant(activation: Any) -> float | None:
     Args:
         activation: A function of `keras.activations`, a Keras activation layer, or None.
     """
+    found = known_activation(activation)
+    return None if found is None else found.constant
+
+
+def known_activation(activation: Any) -> Activation | None:
+    """Returns what is known of a Keras activation, or None. Takes what `activation_constant` does, and names."""
     if activation is None:
-        return 1.0
+        return _KNOWN["linear"]
+    if isinstance(activation, str):
+        return _KNOWN.get(activation)
     if isinstance(activation, keras.layers.Layer):
-        return _layer_constant(activation)
+        return _of_layer(activation)
     name = getattr(activation, "__name__", "")
-    if getattr(keras.activations, name, None) is activation:
-        return _CONSTANTS.get(name)
-    return None
+    return _KNOWN.get(name) if getattr(keras.activations, name, None) is activation else None
 
 
-def _layer_constant(layer: Any) -> float | None:
+def rectifier(slope: float) -> Activation:
+    """Returns the activation that is x above 0 and `slope x` below."""
+    return Activation(max(1.0, abs(slope)), 0 if slope in (0, 1) else 2)
+
+
+def _of_layer(layer: Any) -> Activation | None:
     kind = type(layer)
     if kind is keras.layers.Activation:
-        return activation_constant(layer.activation)
+        return known_activation(layer.activation)
     if kind is keras.layers.ReLU:
-        # Above a threshold t the function jumps from slope * (x - t) to x, so only t = 0 is continuous.
-        return max(1.0, abs(float(layer.negative_slope))) if float(layer.threshold) == 0 else None
+        # Above a threshold t the function jumps from slope * (x - t) to x, so only t = 0 is continuous. A maximal value
+        # cuts off.
+        return rectifier(float(layer.negative_slope)) if float(layer.threshold) == 0 else None
     if kind is keras.layers.LeakyReLU:
-        return max(1.0, abs(float(layer.negative_slope)))
+        return rectifier(float(layer.negative_slope))
     if kind is keras.layers.ELU:
-        return max(1.0, math.fabs(float(layer.alpha)))
+        return Activation(max(1.0, math.fabs(float(layer.alpha))))
     if kind is keras.layers.Softmax:
-        return _CONSTANTS["softmax"] if isinstance(layer.axis, int) else None
+        return _KNOWN["softmax"] if isinstance(layer.axis, int) else None
     return None

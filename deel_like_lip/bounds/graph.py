@@ -1,6 +1,7 @@
 """Walks the graph of a functional model and composes the bounds of its operations."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,12 +9,25 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from deel_like_lip._geometry import entries
+from deel_like_lip._typing import Shape
+from deel_like_lip.bounds import layer_rules, op_rules  # noqa: F401 (they register their rules)
+from deel_like_lip.bounds.linear_maps import LinearMap, Matrix
+from deel_like_lip.bounds.operators import Scale
 from deel_like_lip.bounds.patterns import match_pattern
-from deel_like_lip.bounds.rounding import product_up
-from deel_like_lip.bounds.rules import Call, CannotBoundError, apply_rule, as_call, is_op, plain_kernel
+from deel_like_lip.bounds.rounding import (
+    EPSILON,
+    FLOAT32_ROUNDOFF,
+    FLOAT32_UNDERFLOW,
+    Affine,
+    product_up,
+    root_sum_of_squares_up,
+    root_up,
+    sum_up,
+)
+from deel_like_lip.bounds.rules import Call, CannotBoundError, Combination, Effect, apply_rule, as_call, is_op
 
-# By how much a norm of a difference of two rows may be computed too small: sums of n terms, relative to the terms.
-_PAIR_ROUNDING = 2.0**-52
+Array = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +38,7 @@ class LayerBound:
         name: Name of the layer.
         kind: Its class.
         constant: Upper bound of its own Lipschitz constant, or of the operations that it stands for.
-        up_to_here: Upper bound of the constant from the model's input to its output.
+        up_to_here: Upper bound of the constant from the model's inputs to its output.
     """
 
     name: str
@@ -34,119 +48,408 @@ class LayerBound:
 
 
 @dataclasses.dataclass(frozen=True)
+class OutputBound:
+    """Bounds of one output of a model.
+
+    Attributes:
+        constant: Upper bound of the l2 Lipschitz constant from all inputs together.
+        pairs: Upper bounds of the constants of the differences of two outputs, shape `(outputs, outputs)`, where the
+            output is affine in something; None otherwise.
+        coordinates: Upper bounds of the constants of single outputs, shape `(outputs,)`; None as with `pairs`.
+        error: How far a float32 forward pass may end from the exact output, in l2; None if that was not asked for.
+    """
+
+    constant: float
+    pairs: Array | None
+    coordinates: Array | None
+    error: Affine | None
+
+
+@dataclasses.dataclass(frozen=True)
 class GraphBound:
     """Bounds of a model.
 
     Attributes:
         constant: Upper bound of the l2 Lipschitz constant of the whole map.
-        pairs: Upper bounds of the constants of the differences of two outputs, shape `(outputs, outputs)`, where the
-            output is that of a dense layer; None otherwise.
-        layers: One line for each operation that the bound rests on, in the order of computation.
+        outputs: The bounds of each output.
+        layers: One line for each operation that the bounds rest on, in the order of computation.
     """
 
     constant: float
-    pairs: npt.NDArray[np.float64] | None
+    outputs: tuple[OutputBound, ...]
     layers: tuple[LayerBound, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class _TensorBound:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Tensor:
+    """What is known of a tensor of the graph.
+
+    Attributes:
+        shape: Shape of a sample. Sizes that are not known are objects: the same one where sizes are surely equal.
+        constant: Bound of its constant with respect to all inputs of the model together.
+        by_input: The same with respect to each input alone.
+        maps: The tensor as an affine function of earlier ones.
+        size: Bound of its l2 norm, by the norm of the model's inputs.
+        error: Bound of the error of a float32 forward pass, likewise; None where nobody asked.
+        lines: Which lines of the table it rests on. What a pattern has skipped is not among them.
+    """
+
+    shape: tuple[Any, ...]
     constant: float
-    pairs: npt.NDArray[np.float64] | None = None
-    # Which lines of the table it rests on. What a pattern has skipped is not among them.
-    lines: frozenset[int] = frozenset()
+    by_input: tuple[float, ...]
+    maps: tuple[LinearMap, ...]
+    size: Affine
+    error: Affine | None
+    lines: frozenset[int]
+
+    @property
+    def all_maps(self) -> tuple[LinearMap, ...]:
+        """The maps, and the tensor as a function of itself."""
+        return (*self.maps, LinearMap.of(self, _plain(self.shape)))
+
+    def at_most(self, factor: float, source: "_Tensor") -> "_Tensor":
+        """Returns the tensor with the constants that follow from `factor` times those of an earlier one."""
+        constant = min(self.constant, product_up(factor, source.constant))
+        by_input = tuple(
+            min(own, product_up(factor, other)) for own, other in zip(self.by_input, source.by_input, strict=True)
+        )
+        return dataclasses.replace(self, constant=constant, by_input=by_input)
 
 
-def bound_graph(model: keras.Model) -> GraphBound:
-    """Bounds a functional model with one output.
+def bound_graph(model: keras.Model, *, rounding: bool = False, verbose: int = 0) -> GraphBound:
+    """Bounds a functional model.
 
-    The constant of a tensor is that of the map from all inputs of the model together. It is composed operation by
-    operation: sums add up, a concatenation takes the root of the sum of squares.
+    The constants of a tensor are those of the maps from all inputs of the model together, and from each. They are
+    composed operation by operation: sums add up, a concatenation takes the root of the sum of squares. What is linear
+    in an earlier tensor, through chains and sums, is bounded by the norm of that linear map as well.
 
     Args:
         model: A built functional model of built-in Keras layers.
+        rounding: Whether to bound the rounding errors of a float32 forward pass too.
+        verbose: 1 for a progress bar.
 
     Raises:
-        CannotBoundError: If an operation on the way to the output has no bound.
+        CannotBoundError: If an operation on the way to an output has no bound.
     """
-    table: list[LayerBound] = []
-    inputs = [_TensorBound(1.0) for _ in model.inputs]
-    (output,) = _bound_outputs(model, inputs, table)
-    return GraphBound(output.constant, output.pairs, tuple(table[index] for index in sorted(output.lines)))
+    walk = _Walk(rounding, keras.utils.Progbar(_count(model), unit_name="layer") if verbose else None)
+    count = len(model.inputs)
+    inputs = []
+    for index, tensor in enumerate(model.inputs):
+        by_input = tuple(float(place == index) for place in range(count))
+        error = Affine() if rounding else None
+        shape = _with_tokens(tuple(tensor.shape[1:]))
+        inputs.append(_Tensor(shape, 1.0, by_input, (), Affine(0.0, 1.0), error, frozenset()))
+    outputs = walk.outputs_of(model, inputs)
+    each_input = [root_sum_of_squares_up(output.by_input[index] for output in outputs) for index in range(count)]
+    constant = min(root_sum_of_squares_up(each_input), root_sum_of_squares_up(output.constant for output in outputs))
+    lines = frozenset[int]().union(*(output.lines for output in outputs))
+    return GraphBound(constant, tuple(map(_output_bound, outputs)), tuple(walk.table[index] for index in sorted(lines)))
 
 
-def _bound_outputs(model: Any, inputs: Sequence[_TensorBound], table: list[LayerBound]) -> list[_TensorBound]:
-    """Returns the bounds of a model's outputs. A refusal counts only if an output depends on it."""
-    if not type(model).__module__.startswith("keras."):
-        raise CannotBoundError(
-            f"The model '{model.name}' of class {type(model).__name__} may compute something else than its graph. Fold "
-            "it with `vanilla_model` first, which follows its `call`."
+class _Walk:
+    """One walk through a model, nested models included."""
+
+    def __init__(self, rounding: bool, progress: Any) -> None:
+        self.table: list[LayerBound] = []
+        self._rounding = rounding
+        self._progress = progress
+        self._effects: dict[Any, Sequence[Effect] | Combination] = {}
+
+    def outputs_of(self, model: Any, inputs: Sequence[_Tensor]) -> list[_Tensor]:
+        """Returns the bounds of a model's outputs. A refusal counts only if an output depends on it."""
+        if not type(model).__module__.startswith("keras."):
+            raise CannotBoundError(
+                f"The model '{model.name}' of class {type(model).__name__} may compute something else than its graph. "
+                "Fold it with `vanilla_model` first, which follows its `call`."
+            )
+        if isinstance(model, keras.Sequential):
+            model = model._functional
+        bounds: dict[int, _Tensor | CannotBoundError] = {
+            id(tensor): bound for tensor, bound in zip(model.inputs, inputs, strict=True)
+        }
+        for call in _calls(model):
+            try:
+                outputs = self._call(call, bounds)
+            except CannotBoundError as refusal:
+                bounds.update((id(tensor), refusal) for tensor in call.outputs)
+            else:
+                bounds.update((id(tensor), bound) for tensor, bound in zip(call.outputs, outputs, strict=True))
+            if self._progress is not None and not isinstance(call.operation, keras.Model):
+                self._progress.add(1)
+        return [_required(bounds, tensor) for tensor in model.outputs]
+
+    def _call(self, call: Call, bounds: dict[int, Any]) -> list[_Tensor]:
+        if isinstance(call.operation, keras.Model):
+            return self.outputs_of(call.operation, [_required(bounds, tensor) for tensor in call.inputs])
+        pattern = match_pattern(call)
+        if pattern is not None:
+            return self._run(call, pattern.effects, _required(bounds, pattern.source), pattern.kind)
+        inputs = [_required(bounds, tensor) for tensor in call.inputs]
+        effects = self._rule(call)
+        if isinstance(effects, Combination):
+            return self._combine(call, effects, inputs)
+        return self._run(call, effects, inputs[0], type(call.operation).__name__)
+
+    def _rule(self, call: Call) -> Sequence[Effect] | Combination:
+        """Applies the rule of a call, once for a shared layer that sees the same shapes."""
+        if is_op(call.operation) or len(call.inputs) != 1:
+            return apply_rule(call)
+        key = id(call.operation), call.in_shape, tuple(call.kwargs)
+        if key not in self._effects:
+            self._effects[key] = apply_rule(call)
+        return self._effects[key]
+
+    def _run(self, call: Call, effects: Sequence[Effect], source: _Tensor, kind: str) -> list[_Tensor]:
+        """Returns the outputs of a call that has one input."""
+        if not effects:
+            return [source] * len(call.outputs)
+        tensor = source
+        for effect in effects:
+            tensor = self._after(call, effect, tensor)
+        # Its own constant is that of the same effects on their own.
+        own = product_up(*(effect.constant for effect in effects))
+        if len(effects) > 1 and all(effect.operator is not None for effect in effects):
+            own = min(own, *(map_.norm for map_ in tensor.maps if map_.source is source))
+        lines = tensor.lines
+        if not (is_op(call.operation) and own == 1 and _only_moves(effects)):
+            self.table.append(LayerBound(call.operation.name, kind, own, tensor.constant))
+            lines |= {len(self.table) - 1}
+        results = []
+        for output in call.outputs:
+            shape = tuple(output.shape[1:])
+            keeps = all(effect.keeps_sizes for effect in effects) and len(shape) == len(source.shape)
+            shape = _with_tokens(shape, source.shape if keeps else None)
+            results.append(dataclasses.replace(tensor, shape=shape, lines=lines))
+        return results
+
+    def _after(self, call: Call, effect: Effect, tensor: _Tensor) -> _Tensor:
+        """Returns what one effect makes of a tensor."""
+        constant = product_up(effect.constant, tensor.constant)
+        by_input = tuple(product_up(effect.constant, own) for own in tensor.by_input)
+        maps: tuple[LinearMap, ...] = ()
+        shape: tuple[Any, ...] = tuple(call.outputs[0].shape[1:])
+        if effect.operator is not None:
+            maps = _followed(tensor, effect)
+            shape = effect.operator.out_shape
+        size = error = Affine()
+        if self._rounding:
+            size = tensor.size.scaled(effect.constant) + Affine(effect.offset)
+            error = self._rounding_error(call, effect, tensor)
+        result = _Tensor(
+            _with_tokens(shape), constant, by_input, maps, size, error if self._rounding else None, tensor.lines
         )
-    if isinstance(model, keras.Sequential):
-        model = model._functional
-    bounds: dict[int, _TensorBound | CannotBoundError] = {
-        id(tensor): bound for tensor, bound in zip(model.inputs, inputs, strict=True)
-    }
-    for call in _calls(model):
-        try:
-            outputs = _bound_call(call, bounds, table)
-        except CannotBoundError as refusal:
-            bounds.update((id(tensor), refusal) for tensor in call.outputs)
-        else:
-            bounds.update((id(tensor), bound) for tensor, bound in zip(call.outputs, outputs, strict=True))
-    return [_required(bounds, tensor) for tensor in model.outputs]
+        for map_ in maps:
+            if map_.steps > 1:
+                result = result.at_most(map_.norm, map_.source)
+        return result
+
+    def _rounding_error(self, call: Call, effect: Effect, tensor: _Tensor) -> Affine:
+        """Returns a bound of the error of a float32 forward pass, for sums in any order.
+
+        A sum of n terms and the products in it are off by at most `gamma_n = n u / (1 - n u)` times the sum of the
+        absolute values, which the operator with absolute entries bounds. Errors of the input pass through.
+
+        Reference:
+            Higham, 2002, Accuracy and Stability of Numerical Algorithms, section 3.1.
+        """
+        assert tensor.error is not None
+        self._check_arithmetic(call, effect)
+        operator = effect.operator
+        roundings = (effect.roundings or 0) + (operator.terms + 1 if operator is not None and operator.terms else 0)
+        passed = tensor.error.scaled(effect.constant)
+        if not roundings:
+            return passed
+        gamma = _gamma(roundings)
+        absolute = effect.constant if operator is None else operator.absolute_norm
+        lost = product_up(2.0 * roundings * FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
+        own = (tensor.size + tensor.error).scaled(product_up(gamma, absolute))
+        return passed + own + Affine(sum_up([product_up(gamma, effect.offset), lost, effect.underflow]))
+
+    def _check_arithmetic(self, call: Call, effect: Effect) -> None:
+        """Raises where the rounding of a call is not known."""
+        dtypes = {str(tensor.dtype) for tensor in call.outputs}
+        dtypes.add(str(getattr(call.operation, "compute_dtype", None) or "float32"))
+        if not dtypes <= {"float32", "float64"}:
+            raise call.refuse(f'it computes in {", ".join(sorted(dtypes))}, and rounding="sound" is for float32.')
+        if effect.roundings is None or not math.isfinite(effect.offset):
+            reason = (
+                "its rounding error is not known" if effect.roundings is None else "the size of its output is not known"
+            )
+            raise call.refuse(f'with rounding="sound" {reason}. Use rounding="exact", or another layer.')
+        if None in tuple(call.outputs[0].shape[1:]):
+            raise call.refuse('with rounding="sound" the size of its output is not known. Give the `Input` a shape.')
+
+    def _combine(self, call: Call, combination: Combination, inputs: Sequence[_Tensor]) -> list[_Tensor]:
+        """Returns the output of a call that has several inputs."""
+        if combination.kind != "concatenation":
+            _check_equal_shapes(call, inputs)
+        weights = combination.weights or (1.0,) * len(inputs)
+
+        def compose(constants: Sequence[float]) -> float:
+            if combination.kind == "sum":
+                return sum_up(product_up(abs(w), own) for w, own in zip(weights, constants, strict=True))
+            return root_sum_of_squares_up(constants)
+
+        by_input = tuple(compose(constants) for constants in zip(*(tensor.by_input for tensor in inputs), strict=True))
+        # Both hold: the constants of all inputs together, and those of single inputs put together.
+        constant = min(compose([tensor.constant for tensor in inputs]), root_sum_of_squares_up(by_input))
+        maps = _combined_maps(call, combination, weights, inputs)
+        size, error = Affine(), None
+        if self._rounding:
+            self._check_arithmetic(call, Effect(1.0))
+            size, error = self._combined_rounding(call, combination, weights, inputs)
+        shape = tuple(call.outputs[0].shape[1:])
+        keeps = inputs[0].shape if combination.kind != "concatenation" else None
+        lines = frozenset[int]().union(*(tensor.lines for tensor in inputs))
+        result = _Tensor(_with_tokens(shape, keeps), constant, by_input, maps, size, error, lines)
+        for map_ in maps:
+            result = result.at_most(map_.norm, map_.source)
+        own = compose([1.0] * len(inputs))
+        self.table.append(LayerBound(call.operation.name, type(call.operation).__name__, own, result.constant))
+        return [dataclasses.replace(result, lines=lines | {len(self.table) - 1})]
+
+    def _combined_rounding(
+        self, call: Call, combination: Combination, weights: Sequence[float], inputs: Sequence[_Tensor]
+    ) -> tuple[Affine, Affine]:
+        errors = [tensor.error or Affine() for tensor in inputs]
+        sizes = [tensor.size for tensor in inputs]
+        if combination.kind != "sum":
+            return Affine.joined(sizes), Affine.joined(errors)
+        size, error = (
+            sum((part.scaled(abs(w)) for part, w in zip(parts, weights, strict=True)), Affine())
+            for parts in (sizes, errors)
+        )
+        gamma = _gamma(combination.roundings)
+        lost = product_up(2.0 * combination.roundings * FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
+        return size, error + (size + error).scaled(gamma) + Affine(lost)
 
 
-def _bound_call(call: Call, bounds: dict[int, Any], table: list[LayerBound]) -> list[_TensorBound]:
-    operation = call.operation
-    if isinstance(operation, keras.Model):
-        return _bound_outputs(operation, [_required(bounds, tensor) for tensor in call.inputs], table)
-    pattern = match_pattern(call)
-    if pattern is not None:
-        source = _required(bounds, pattern.source)
-        constant = product_up(pattern.constant, source.constant)
-        table.append(LayerBound(operation.name, pattern.kind, pattern.constant, constant))
-        return [_TensorBound(constant, None, source.lines | {len(table) - 1})] * len(call.outputs)
-    inputs = [_required(bounds, tensor) for tensor in call.inputs]
-    constants = [bound.constant for bound in inputs]
-    own = apply_rule(call, [1.0] * len(constants))
-    constant = product_up(own, constants[0]) if len(constants) == 1 else apply_rule(call, constants)
-    lines = frozenset[int]().union(*(bound.lines for bound in inputs))
-    if not is_op(operation, "Reshape"):
-        table.append(LayerBound(operation.name, type(operation).__name__, own, constant))
-        lines |= {len(table) - 1}
-    return [_TensorBound(constant, _pairs(call, inputs), lines)] * len(call.outputs)
+def _gamma(roundings: int) -> float:
+    product = roundings * FLOAT32_ROUNDOFF
+    if product >= 0.5:
+        return math.inf
+    return product / (1 - product) * (1 + 4 * EPSILON)
 
 
-def _required(bounds: dict[int, Any], tensor: Any) -> _TensorBound:
+def _only_moves(effects: Sequence[Effect]) -> bool:
+    return all(effect.operator is not None and effect.operator.terms == 0 for effect in effects)
+
+
+def _followed(tensor: _Tensor, effect: Effect) -> tuple[LinearMap, ...]:
+    """Returns the maps of a tensor that an operator is applied to: from the earliest source, and from its input."""
+    assert effect.operator is not None
+    usable = [map_ for map_ in (before.then(effect.operator) for before in tensor.all_maps) if map_.usable]
+    return tuple(dict.fromkeys([*usable[:1], *usable[-1:]]))
+
+
+def _combined_maps(
+    call: Call, combination: Combination, weights: Sequence[float], inputs: Sequence[_Tensor]
+) -> tuple[LinearMap, ...]:
+    """Returns a sum or concatenation as affine functions of tensors that all its inputs come from."""
+    axis = combination.axis
+    if combination.kind == "extremum" or (combination.kind == "concatenation" and axis is None):
+        return ()
+    out_shape = tuple(call.outputs[0].shape[1:])
+    results = []
+    for first in inputs[0].all_maps:
+        total: LinearMap | None = first
+        if combination.kind == "sum" and weights[0] != 1:
+            total = first.then(Scale(first.out_shape, first.out_shape, np.array(weights[0]), 2 * EPSILON))
+        for tensor, factor in zip(inputs[1:], weights[1:], strict=True):
+            other = next((map_ for map_ in tensor.all_maps if map_.source is first.source), None)
+            if other is None or total is None:
+                total = None
+                break
+            if combination.kind == "sum":
+                total = total.plus(other, (1.0, factor))
+            else:
+                assert axis is not None
+                total = total.beside(other, axis, out_shape)
+        if total is not None and total.usable:
+            results.append(total)
+    return tuple(results[:2])
+
+
+def _check_equal_shapes(call: Call, inputs: Sequence[_Tensor]) -> None:
+    """Raises where values are repeated to fit shapes to one another, or may be."""
+    given = {tuple(tensor.shape) for tensor in [*call.inputs, *call.outputs]}
+    if len(given) != 1:
+        raise call.refuse(f"it repeats values to fit shapes to one another, {sorted(map(str, given))}.")
+    if len({tensor.shape for tensor in inputs}) != 1:
+        raise call.refuse("it may repeat values: sizes of its inputs are not known, and not certain to be the same.")
+
+
+def _output_bound(tensor: _Tensor) -> OutputBound:
+    pairs = coordinates = None
+    if len(tensor.shape) == 1:
+        for map_ in tensor.maps:
+            if map_.matrix is None:
+                continue
+            own_pairs, own_coordinates = _column_norms(map_.matrix)
+            own_pairs, own_coordinates = (
+                np.where(array > 0, array * map_.source.constant * (1 + 2 * EPSILON), 0.0)
+                for array in (own_pairs, own_coordinates)
+            )
+            pairs = own_pairs if pairs is None else np.minimum(pairs, own_pairs)
+            coordinates = own_coordinates if coordinates is None else np.minimum(coordinates, own_coordinates)
+    if tensor.error is not None and not all(
+        math.isfinite(part) for part in (tensor.error.absolute, tensor.error.relative)
+    ):
+        raise CannotBoundError(
+            'With rounding="sound" the bound of the rounding error is not finite: the model sums too many terms.'
+        )
+    return OutputBound(tensor.constant, pairs, coordinates, tensor.error)
+
+
+def _column_norms(matrix: Matrix) -> tuple[Array, Array]:
+    """Returns upper bounds of the norms of the differences of two columns, and of the columns.
+
+    The difference `f_i - f_j` of two outputs is one function of the source, with the gradient `w_i - w_j`. That is at
+    most `sqrt(2) |W|`, and less where the columns are not orthogonal or not equally long.
+    """
+    columns = matrix.flat
+    count = columns.shape[1]
+    squares = np.sum(columns**2, axis=0)
+    if count * columns.size > 2**28:
+        # (w_i - w_j)^2 = w_i^2 + w_j^2 - 2 w_i w_j, with the rounding of its terms on top.
+        sums = squares[:, None] + squares[None]
+        squared = np.maximum(sums - 2 * columns.T @ columns, 0) + EPSILON * (2 * len(columns) + 8) * sums
+        np.fill_diagonal(squared, 0)
+    else:
+        squared = np.stack([np.sum((columns - columns[:, [index]]) ** 2, axis=0) for index in range(count)])
+    rounding = 1 + (len(columns) + 8) * EPSILON
+    # An error of the matrix moves a difference of columns by at most sqrt(2) times its norm.
+    differences = np.sqrt(squared) * rounding + 1.5 * matrix.error
+    np.fill_diagonal(differences, 0)
+    return np.maximum(differences, differences.T), np.sqrt(squares) * rounding + matrix.error
+
+
+def _with_tokens(shape: Shape, like: Sequence[Any] | None = None) -> tuple[Any, ...]:
+    """Puts an object in place of each size that is not known: that of another shape, or a new one."""
+    others = like if like is not None else [None] * len(shape)
+    return tuple(
+        (object() if other is None or isinstance(other, int) else other) if size is None else size
+        for size, other in zip(shape, others, strict=True)
+    )
+
+
+def _plain(shape: tuple[Any, ...]) -> Shape:
+    return tuple(size if isinstance(size, int) else None for size in shape)
+
+
+def _required(bounds: dict[int, Any], tensor: Any) -> _Tensor:
     bound = bounds[id(tensor)]
     if isinstance(bound, CannotBoundError):
         raise bound
-    result: _TensorBound = bound
+    result: _Tensor = bound
     return result
 
 
-def _pairs(call: Call, inputs: Sequence[_TensorBound]) -> npt.NDArray[np.float64] | None:
-    """Returns the constants of differences of two outputs, `L |w_i - w_j|` for the output `x W + b` of a dense layer.
-
-    The difference `f_i - f_j` is one function of the body's output, with the gradient `w_i - w_j`. That is at most
-    `sqrt(2) |W|`, and less where the columns are not orthogonal or not equally long.
-    """
-    layer = call.operation
-    kind = type(layer)
-    if kind is keras.layers.Rescaling and inputs[0].pairs is not None and np.ndim(layer.scale) == 0:
-        return np.nextafter(inputs[0].pairs * abs(float(layer.scale)), np.inf) * (inputs[0].pairs > 0)
-    if kind in (keras.layers.Identity, keras.layers.Dropout):
-        return inputs[0].pairs
-    linear = kind is keras.layers.Dense and layer.activation is keras.activations.linear
-    if not linear or len(call.input_shape) != 2:
-        return None
-    kernel = plain_kernel(call)
-    squared = np.zeros((kernel.shape[1], kernel.shape[1]))
-    for index in range(kernel.shape[1]):
-        squared[index] = np.sum((kernel - kernel[:, index : index + 1]) ** 2, axis=0)
-    rounding = 1 + (len(kernel) + 8) * _PAIR_ROUNDING
-    return np.sqrt(squared) * rounding * inputs[0].constant * rounding
+def _count(model: Any) -> int:
+    """Returns the number of calls in a model and the models in it."""
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    return sum(_count(call.operation) if isinstance(call.operation, keras.Model) else 1 for call in _calls(model))
 
 
 def _calls(model: Any) -> Iterator[Call]:

@@ -6,14 +6,18 @@ of their own, or refusals, which count only where something else uses them.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from deel_like_lip._geometry import max_overlap
-from deel_like_lip.bounds.rounding import product_up, root_up, up
-from deel_like_lip.bounds.rules import Call, apply_rule, as_call, image_area, is_op
+from deel_like_lip._geometry import entries
+from deel_like_lip.bounds.convolution import Axis
+from deel_like_lip.bounds.layer_rules import image_area, not_the_batch, window_overlap
+from deel_like_lip.bounds.operators import Convolution
+from deel_like_lip.bounds.rounding import FLOAT32_UNDERFLOW, product_up, root_up, up
+from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +26,12 @@ class Pattern:
 
     Attributes:
         source: The tensor that it starts from.
-        constant: Upper bound of the constant from the source to the last call's output.
+        effects: What happens from the source to the last call's output.
         kind: What it is, for the table.
     """
 
     source: Any
-    constant: float
+    effects: Sequence[Effect]
     kind: str
 
 
@@ -61,7 +65,8 @@ def _sorted_pairs(call: Call) -> Pattern | None:
     # Different outputs of one and the same split share no value, and without broadcasting none is repeated.
     if first.outputs[0] is not second.outputs[0] or tuple(left.shape) != tuple(right.shape):
         return None
-    return Pattern(first.inputs[0], apply_rule(first, [1.0]), "sort of pairs")
+    not_the_batch(first, first.operation.axis, "splits")
+    return Pattern(first.inputs[0], [Effect(1.0)], "sort of pairs")
 
 
 def _l2_norm_pooling(call: Call) -> Pattern | None:
@@ -81,29 +86,36 @@ def _l2_norm_pooling(call: Call) -> Pattern | None:
     # One window is 1-Lipschitz; windows that overlap see a value several times.
     pooling = above.operation
     if _is(above, keras.layers.AveragePooling2D) and pooling.padding == "valid":
-        area, overlap = math.prod(pooling.pool_size), max_overlap(pooling.pool_size, pooling.strides)
+        area, overlap = math.prod(pooling.pool_size), window_overlap(above)
     elif _is(above, keras.layers.GlobalAveragePooling2D):
-        area, overlap = image_area(above), 1
+        known_area, overlap = image_area(above), 1
+        if known_area is None:
+            raise above.refuse("its constant depends on the size of its input, which is not known.")
+        area = known_area
     else:
         return None
     square = producer(above.inputs[0])
     if square is None or not _is(square, "Square"):
         return None
     constant = root_up(up(product_up(scale, float(overlap)) / area))
-    return Pattern(square.inputs[0], constant, "l2-norm pooling")
+    outputs = entries(call.out_shape) or 0
+    # A square that is flushed to zero takes at most the root of the smallest normal number from a root.
+    lost = product_up(4.0, root_up(scale * area * outputs), root_up(FLOAT32_UNDERFLOW))
+    # Of the sum of squares, which are not negative, the relative error is halved by the root.
+    return Pattern(square.inputs[0], [Effect(constant, roundings=area + 8, underflow=lost)], "l2-norm pooling")
 
 
 def _circular_convolution(call: Call) -> Pattern | None:
     """A convolution of an image that was continued periodically: the padding is no operator of its own.
 
     Each output then reads the image as a torus, and where the stride divides the size and no output repeats another,
-    the operator is a part of a circular convolution, which the bound of the layer covers.
+    the operator is a part of a circular convolution.
     """
     layer = call.operation
     if not _is(call, keras.layers.Conv2D) or layer.padding != "valid":
         return None
     spatial = (1, 2) if layer.data_format == "channels_last" else (2, 3)
-    source, wrapped = call.inputs[0], set()
+    source, wrapped = call.inputs[0], dict[int, Axis]()
     while True:
         take = producer(source)
         if take is None or not _is(take, "Take"):
@@ -115,16 +127,24 @@ def _circular_convolution(call: Call) -> Pattern | None:
         size = take.input_shape[axis]
         where = spatial.index(axis)
         stride, outputs = layer.strides[where], call.outputs[0].shape[axis]
-        if indices.ndim != 1 or size is None or np.any(indices < -size) or np.any(indices >= size):
+        if indices.ndim != 1 or not indices.size or size is None or np.any(abs(indices + 0.5) > size):
             break
         periodic = np.all((indices[1:] - indices[:-1] - 1) % size == 0)
         if not periodic or size % stride or outputs * stride > size:
             break
-        wrapped.add(axis)
+        before = int(-indices[0] % size)
+        wrapped[axis] = Axis(layer.kernel_size[where], stride, layer.dilation_rate[where], before, size, outputs, True)
         source = take.inputs[0]
     if not wrapped:
         return None
-    return Pattern(source, apply_rule(call, [1.0]), "circular convolution")
+    effects = apply_rule(call)
+    assert not isinstance(effects, Combination)
+    linear_part, *activation = effects
+    operator = linear_part.operator
+    assert isinstance(operator, Convolution)
+    axes = tuple(wrapped.get(axis, own) for axis, own in zip(spatial, operator.axes, strict=True))
+    torus = Convolution(tuple(source.shape[1:]), operator.out_shape, operator.kernels, axes, operator.channels_first)
+    return Pattern(source, [linear(torus, offset=linear_part.offset), *activation], "circular convolution")
 
 
 def producer(tensor: Any) -> Call | None:

@@ -1,0 +1,542 @@
+"""Bound rules for the layers of Keras."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from deel_like_lip._geometry import entries, max_overlap
+from deel_like_lip.bounds.activations import Activation, known_activation, rectifier
+from deel_like_lip.bounds.convolution import Axis
+from deel_like_lip.bounds.operators import (
+    Convolution,
+    Dense,
+    Einsum,
+    Pick,
+    Scale,
+    Separable,
+    average_matrix,
+    mean_matrix,
+    spatial_axes,
+)
+from deel_like_lip.bounds.rounding import EPSILON, FLOAT32_ROUNDOFF, norm_up, product_up, root_up, up
+from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, linear, rule, weight
+
+layers = keras.layers
+Effects = Sequence[Effect]
+Array = npt.NDArray[np.float64]
+
+
+def activation_effects(call: Call, found: Activation | None, name: str) -> Effects:
+    """Returns the effects of an activation, none for the linear one.
+
+    Raises:
+        CannotBoundError: If nothing is known of it.
+    """
+    if found is None:
+        raise call.refuse(f"the activation '{name}' has no known Lipschitz constant.")
+    if found.constant == 1 and name == "linear":
+        return []
+    offset = math.inf if found.roundings is None else 0.0
+    return [Effect(found.constant, offset=offset, roundings=found.roundings, keeps_sizes=True)]
+
+
+def picked(call: Call, pick: Callable[[Any], Any] | None, repeats: int = 1, *, keeps_sizes: bool = False) -> Effects:
+    """Returns the effect of moving values.
+
+    Args:
+        call: The call.
+        pick: The same on NumPy arrays with a batch axis, which may write -1 for zeros; None if that is not known.
+        repeats: How often a value may occur in the output, where sizes are not known.
+        keeps_sizes: As in `Effect`.
+    """
+    operator = None
+    count = entries(call.in_shape)
+    if pick is not None and count is not None:
+        # On two samples: nothing may pass from one to the other.
+        samples: Any = np.arange(2 * count).reshape(2, *call.in_shape)
+        both, one = pick(samples), pick(samples[:1])
+        shifted = np.where(one >= 0, one + samples[0].size, -1)
+        if np.shape(both)[:1] != (2,) or not np.array_equal(both, np.concatenate([one, shifted])):
+            raise call.refuse("it moves values from one sample to another.")
+        operator = Pick.of(call.in_shape, tuple(one.shape[1:]), pick)
+    if operator is None:
+        operator = Pick(call.in_shape, call.out_shape, repeats)
+    elif any(size not in (None, own) for size, own in zip(call.out_shape, operator.out_shape, strict=True)):
+        raise call.refuse(f"its output has the shape {call.out_shape}, and not {operator.out_shape}.")
+    return [linear(operator, keeps_sizes=keeps_sizes)]
+
+
+# --- dense layers ----------------------------------------------------------------------------------------------------
+
+
+def _activated(call: Call, effect: Effect) -> Effects:
+    activation = call.operation.activation
+    name = getattr(activation, "__name__", type(activation).__name__)
+    return [effect, *activation_effects(call, known_activation(activation), name)]
+
+
+def _bias_offset(call: Call, bias: Any) -> float:
+    """Returns the l2 norm of a bias that is added to the whole output."""
+    if bias is None:
+        return 0.0
+    array = weight(call, bias)
+    outputs = entries(call.out_shape)
+    return math.inf if outputs is None else product_up(norm_up(array), root_up(outputs / max(array.size, 1)))
+
+
+@rule(layers.Dense)
+def _dense(call: Call) -> Effects:
+    layer = call.operation
+    # With more than two axes the kernel acts on each position by itself, which leaves its norm as it is.
+    operator = Dense(call.in_shape, call.out_shape, weight(call, layer.kernel))
+    return _activated(call, linear(operator, offset=_bias_offset(call, layer.bias), keeps_sizes=True))
+
+
+@rule(layers.EinsumDense)
+def _einsum_dense(call: Call) -> Effects:
+    layer = call.operation
+    equation = _without_ellipsis(layer.equation, len(call.input_shape))
+    inputs, kernel, outputs = equation.replace("->", ",").split(",")
+    indices = set(kernel)
+    shared = [index for index in kernel if index in inputs and index in outputs]
+    contracted = [index for index in kernel if index in inputs and index not in outputs]
+    new = [index for index in kernel if index not in inputs]
+    is_matrix = (
+        all(len(set(part)) == len(part) for part in (inputs, kernel, outputs))
+        and inputs[0] == outputs[0]
+        and inputs[0] not in indices
+        and set(new) <= set(outputs)
+        and all(index in indices or index in outputs for index in inputs)
+    )
+    if not is_matrix:
+        raise call.refuse(f"its equation '{layer.equation}' is not that of a dense map from each sample to another.")
+    array = weight(call, layer.kernel)
+    ordered = np.transpose(array, [kernel.index(index) for index in (*shared, *contracted, *new)])
+    sizes = [math.prod(array.shape[kernel.index(index)] for index in group) for group in (shared, contracted, new)]
+    operator = Einsum(call.in_shape, call.out_shape, equation, array, ordered.reshape(sizes))
+    return _activated(call, linear(operator, offset=_bias_offset(call, layer.bias)))
+
+
+def _without_ellipsis(equation: str, rank: int) -> str:
+    """Writes the dots of an equation as letters that it does not use."""
+    if "..." not in equation:
+        return equation
+    inputs, rest = equation.split(",", 1)
+    free = [letter for letter in "ABCDEFGHIJKLMNOP" if letter not in equation]
+    dots = "".join(free[: rank - len(inputs.replace("...", ""))])
+    return f"{inputs},{rest}".replace("...", dots)
+
+
+# --- convolutions ----------------------------------------------------------------------------------------------------
+
+
+def _image(call: Call, rank: int) -> tuple[bool, Sequence[int | None], Sequence[int | None]]:
+    """Returns whether channels come first, and the spatial sizes of input and output."""
+    first = call.operation.data_format == "channels_first"
+    axes = spatial_axes(rank, first)
+    return first, [call.in_shape[axis] for axis in axes], [call.out_shape[axis] for axis in axes]
+
+
+def _convolution(call: Call, kernels: Array, bias: Any) -> Effects:
+    layer = call.operation
+    rank = kernels.ndim - 3
+    first, sizes, counts = _image(call, rank)
+    taps = kernels.shape[1:-2]
+    axes = tuple(
+        Axis.of(tap, stride, dilation, layer.padding, size)
+        for tap, stride, dilation, size in zip(taps, layer.strides, layer.dilation_rate, sizes, strict=True)
+    )
+    if any(axis.outputs not in (None, count) for axis, count in zip(axes, counts, strict=True)):
+        raise call.refuse(f"its output has the size {counts}, and not {[axis.outputs for axis in axes]}.")
+    operator = Convolution(call.in_shape, call.out_shape, kernels, axes, first)
+    keeps = layer.padding != "valid" and all(axis.stride == 1 for axis in axes)
+    return [linear(operator, offset=_bias_offset(call, bias), keeps_sizes=keeps)]
+
+
+@rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
+def _full_convolution(call: Call) -> Effects:
+    layer = call.operation
+    kernels = np.stack(np.split(weight(call, layer.kernel), layer.groups, axis=-1))
+    (effect,) = _convolution(call, kernels, layer.bias)
+    return _activated(call, effect)
+
+
+@rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+def _depthwise_convolution(call: Call) -> Effects:
+    layer = call.operation
+    (effect,) = _convolution(call, _by_channel(weight(call, layer.kernel)), layer.bias)
+    return _activated(call, effect)
+
+
+@rule(layers.SeparableConv1D, layers.SeparableConv2D)
+def _separable_convolution(call: Call) -> Effects:
+    layer = call.operation
+    depthwise = weight(call, layer.depthwise_kernel)
+    first, _, counts = _image(call, depthwise.ndim - 2)
+    pointwise = weight(call, layer.pointwise_kernel).reshape(depthwise.shape[-2] * depthwise.shape[-1], -1)
+    middle = (len(pointwise), *counts) if first else (*counts, len(pointwise))
+    (effect,) = _convolution(call, _by_channel(depthwise), None)
+    assert isinstance(effect.operator, Convolution)
+    each = Convolution(call.in_shape, middle, effect.operator.kernels, effect.operator.axes, first)
+    mixed = Dense(middle, call.out_shape, pointwise, 0 if first else -1)
+    offset = _bias_offset(call, layer.bias)
+    keeps = effect.keeps_sizes
+    return [linear(each, keeps_sizes=keeps), *_activated(call, linear(mixed, offset=offset, keeps_sizes=True))]
+
+
+def _by_channel(kernel: Array) -> Array:
+    """Makes groups of one input channel each out of a depthwise kernel `(*taps, channels, multiplier)`."""
+    return np.moveaxis(kernel, -2, 0)[..., None, :]
+
+
+@rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+def _transposed_convolution(call: Call) -> Effects:
+    """The transpose of the convolution from the output's size to the input's."""
+    layer = call.operation
+    kernel = weight(call, layer.kernel)  # (*taps, filters, channels): the roles of that convolution
+    rank = kernel.ndim - 2
+    first, sizes, counts = _image(call, rank)
+    axes = []
+    for tap, stride, dilation, size, count in zip(
+        kernel.shape[:rank], layer.strides, layer.dilation_rate, sizes, counts, strict=True
+    ):
+        extent = dilation * (tap - 1) + 1
+        before = 0
+        if layer.padding == "same" and size is not None and count is not None:
+            total = extent - stride if layer.output_padding is None else (size - 1) * stride + extent - count
+            before = max(total, 0) // 2
+        known = size is not None and count is not None
+        axes.append(Axis(tap, stride, dilation, before, count, size) if known else Axis(tap, stride, dilation))
+    operator = Convolution(call.in_shape, call.out_shape, kernel[None], tuple(axes), first, transposed=True)
+    return _activated(call, linear(operator, offset=_bias_offset(call, layer.bias)))
+
+
+# --- pooling and resampling ------------------------------------------------------------------------------------------
+
+
+@rule(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
+def _max_pooling(call: Call) -> Effects:
+    # Each output moves by at most the l2 norm of the change under its window.
+    return [Effect(root_up(float(window_overlap(call))))]
+
+
+def window_overlap(call: Call) -> int:
+    """Returns the largest number of windows of a pooling layer that meet one position of its input."""
+    layer = call.operation
+    _, sizes, _ = _image(call, len(layer.pool_size))
+    overlap = 1
+    for window, stride, size in zip(layer.pool_size, layer.strides, sizes, strict=True):
+        if size is None:
+            overlap *= max_overlap([window], [stride])
+        else:
+            positions = Axis.of(window, stride, 1, layer.padding, size).positions()
+            overlap *= int(np.max(np.bincount(positions[positions >= 0]), initial=0))
+    return overlap
+
+
+@rule(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
+def _average_pooling(call: Call) -> Effects:
+    layer = call.operation
+    rank, area = len(layer.pool_size), math.prod(layer.pool_size)
+    first, sizes, _ = _image(call, rank)
+    if None in sizes:
+        overlap = float(max_overlap(layer.pool_size, layer.strides))
+        # A window at the edge may average over as little as one value.
+        constant = root_up(up(overlap / area)) if layer.padding == "valid" else root_up(overlap)
+        return [Effect(constant, roundings=area + 4)]
+    matrices = {
+        axis: average_matrix(size or 0, window, stride, layer.padding)
+        for axis, size, window, stride in zip(
+            spatial_axes(rank, first), sizes, layer.pool_size, layer.strides, strict=True
+        )
+    }
+    return [linear(Separable(call.in_shape, call.out_shape, matrices), roundings=4)]
+
+
+@rule(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)
+def _global_max_pooling(call: Call) -> Effects:
+    return [Effect(1.0)]
+
+
+@rule(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D)
+def _global_average_pooling(call: Call) -> Effects:
+    rank = len(call.in_shape) - 1
+    if call.kwargs.get("mask") is not None:
+        raise call.refuse("it averages over a mask, of which the size is not known.")
+    first = call.operation.data_format == "channels_first"
+    sizes = {axis: call.in_shape[axis] for axis in spatial_axes(rank, first)}
+    if None in sizes.values():
+        raise call.refuse("its constant depends on the size of its input, which is not known.")
+    matrices = {axis: mean_matrix(size or 0) for axis, size in sizes.items()}
+    operator = Separable(call.in_shape, call.out_shape, matrices, drop=not call.operation.keepdims)
+    return [linear(operator, roundings=4)]
+
+
+def image_area(call: Call) -> int | None:
+    """Returns the number of positions of the images that a 2D layer takes, if it is known."""
+    _, sizes, _ = _image(call, 2)
+    return None if None in sizes else math.prod(size or 0 for size in sizes)
+
+
+@rule(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D)
+def _up_sampling(call: Call) -> Effects:
+    layer = call.operation
+    factors = (layer.size,) if isinstance(layer.size, int) else tuple(layer.size)
+    repeats = math.prod(factors)
+    if getattr(layer, "interpolation", "nearest") == "bilinear":
+        # The weights of each output are not negative and sum to 1, and by symmetry those of each input to the factor:
+        # the root of the largest row sum times the largest column sum.
+        return [Effect(root_up(float(repeats)), roundings=None, offset=math.inf)]
+    if getattr(layer, "interpolation", "nearest") != "nearest":
+        raise call.refuse(f"there is no bound for the interpolation '{layer.interpolation}'.")
+    axes = spatial_axes(len(factors), getattr(layer, "data_format", None) == "channels_first")
+
+    def pick(array: Any) -> Any:
+        for axis, factor in zip(axes, factors, strict=True):
+            array = np.repeat(array, factor, axis=axis + 1)
+        return array
+
+    return picked(call, pick, repeats)
+
+
+def _on_spatial_axes(call: Call, amounts: Any, change: Callable[[Any, Sequence[tuple[int, int]]], Any]) -> Effects:
+    """Returns the effect of padding or cropping by `(before, after)` along each spatial axis."""
+    pairs = [tuple(pair) for pair in (amounts if isinstance(amounts[0], (tuple, list)) else [amounts])]
+    first = getattr(call.operation, "data_format", None) == "channels_first"
+    everywhere: list[tuple[int, int]] = [(0, 0)] * (len(call.in_shape) + 1)
+    for axis, (before, after) in zip(spatial_axes(len(pairs), first), pairs, strict=True):
+        everywhere[axis + 1] = (before, after)
+    return picked(call, lambda array: change(array, everywhere))
+
+
+@rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
+def _zero_padding(call: Call) -> Effects:
+    return _on_spatial_axes(
+        call, call.operation.padding, lambda array, amounts: np.pad(array, amounts, constant_values=-1)
+    )
+
+
+@rule(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D)
+def _cropping(call: Call) -> Effects:
+    def crop(array: Any, amounts: Sequence[tuple[int, int]]) -> Any:
+        return array[
+            tuple(slice(before, size - after) for (before, after), size in zip(amounts, array.shape, strict=True))
+        ]
+
+    return _on_spatial_axes(call, call.operation.cropping, crop)
+
+
+# --- layers that move values -----------------------------------------------------------------------------------------
+
+
+@rule(layers.Flatten)
+def _flatten(call: Call) -> Effects:
+    first = call.operation.data_format == "channels_first" and len(call.in_shape) > 0
+
+    def flatten(array: Any) -> Any:
+        return (np.moveaxis(array, 1, -1) if first else array).reshape(len(array), -1)
+
+    return picked(call, flatten)
+
+
+@rule(layers.Reshape)
+def _reshape_layer(call: Call) -> Effects:
+    shape = call.out_shape
+    return picked(call, lambda array: array.reshape(len(array), *(-1 if size is None else size for size in shape)))
+
+
+@rule(layers.Permute)
+def _permute(call: Call) -> Effects:
+    return picked(call, lambda array: np.transpose(array, (0, *call.operation.dims)))
+
+
+@rule(layers.RepeatVector)
+def _repeat_vector(call: Call) -> Effects:
+    count = call.operation.n
+    return picked(call, lambda array: np.repeat(array[:, None], count, axis=1), count)
+
+
+@rule(
+    layers.Identity,
+    layers.Dropout,
+    layers.SpatialDropout1D,
+    layers.SpatialDropout2D,
+    layers.SpatialDropout3D,
+    layers.AlphaDropout,
+    layers.GaussianNoise,
+    layers.GaussianDropout,
+    layers.ActivityRegularization,
+)
+def _nothing_at_inference(call: Call) -> Effects:
+    return []
+
+
+@rule(layers.TimeDistributed)
+def _time_distributed(call: Call) -> Effects:
+    inner = call.operation.layer
+    tensors = [keras.KerasTensor((None, *shape[1:])) for shape in (call.in_shape, call.out_shape)]
+    effects = apply_rule(Call(inner, tensors[:1], tensors[1:], tuple(tensors[:1]), {}))
+    if isinstance(effects, Combination):
+        raise call.refuse("it wraps a layer with several inputs.")
+    constant = product_up(*(effect.constant for effect in effects))
+    return [Effect(constant, roundings=None, offset=math.inf)]
+
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+
+@rule(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax)
+def _activation_layer(call: Call) -> Effects:
+    layer = call.operation
+    if type(layer) is layers.Softmax and isinstance(layer.axis, int):
+        not_the_batch(call, layer.axis, "normalises")
+    name = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__)
+    return activation_effects(call, known_activation(layer), name)
+
+
+@rule(layers.PReLU)
+def _prelu(call: Call) -> Effects:
+    slopes = weight(call, call.operation.alpha)
+    return activation_effects(call, rectifier(float(np.max(np.abs(slopes), initial=0.0))), "prelu")
+
+
+def not_the_batch(call: Call, axis: int, does: str) -> None:
+    """Raises if an operation acts along the batch axis."""
+    if axis % len(call.input_shape) == 0:
+        raise call.refuse(f"it {does} across samples.")
+
+
+# --- scaling and normalization ---------------------------------------------------------------------------------------
+
+
+@rule(layers.Rescaling)
+def _rescaling(call: Call) -> Effects:
+    scale, offset = (np.asarray(value, np.float64) for value in (call.operation.scale, call.operation.offset))
+    sizes = call.input_shape[:0:-1]
+    for array in (scale, offset):
+        # (Keras states the input's shape as the output's even where the scale repeats values.)
+        fits = all(own in (1, size) for own, size in zip(array.shape[::-1], sizes, strict=False))
+        if array.ndim > len(sizes) or not fits:
+            raise call.refuse(f"it repeats values to fit its scale or offset, of shape {array.shape}.")
+    return [scaled(call, scale, offset, roundings=2, keeps_sizes=True)]
+
+
+def scaled(
+    call: Call, factors: Array, offset: Array, *, error: float = 0.0, roundings: int, keeps_sizes: bool
+) -> Effect:
+    """Returns the effect of `factors * x + offset`, where the model holds float32 values of both."""
+    if np.any(factors.astype(np.float32) != factors):
+        error += FLOAT32_ROUNDOFF
+    operator = Scale(call.in_shape, call.out_shape, factors, error)
+    norm = norm_up(np.abs(offset))
+    if norm:
+        outputs = entries(call.out_shape)
+        norm = math.inf if outputs is None else product_up(norm, root_up(outputs / offset.size))
+    return linear(operator, offset=norm, roundings=roundings, keeps_sizes=keeps_sizes)
+
+
+@rule(layers.BatchNormalization)
+def _batch_normalization(call: Call) -> Effects:
+    """`gamma (x - mean) / sqrt(variance + epsilon) + beta` with the statistics that the layer holds."""
+    layer = call.operation
+    axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
+    not_the_batch(call, axis, "normalises")
+    mean, variance = weight(call, layer.moving_mean), weight(call, layer.moving_variance)
+    if np.any(variance + layer.epsilon <= 0):
+        raise call.refuse("its moving variance is not positive.")
+    factors = 1 / np.sqrt(variance + layer.epsilon)
+    if layer.gamma is not None:
+        factors = factors * weight(call, layer.gamma)
+    added = np.abs(factors * mean)
+    if layer.beta is not None:
+        added = added + np.abs(weight(call, layer.beta))
+    return [_per_channel(call, axis, factors, added)]
+
+
+def _per_channel(call: Call, axis: int, factors: Array, added: Array) -> Effect:
+    shape = [1] * len(call.in_shape)
+    shape[axis % len(call.input_shape) - 1] = factors.size
+    operator = Scale(call.in_shape, call.out_shape, factors.reshape(shape), 8 * EPSILON)
+    count, offset = entries(call.in_shape), norm_up(added)
+    positions = math.inf if count is None else count / factors.size
+    # Backends compute it in different orders; a dozen roundings cover all of them.
+    return linear(
+        operator, offset=product_up(offset, root_up(positions)) if offset else 0.0, roundings=12, keeps_sizes=True
+    )
+
+
+@rule(layers.Normalization)
+def _normalization(call: Call) -> Effects:
+    """`(x - mean) / max(sqrt(variance), epsilon)` with fixed statistics, or its inverse."""
+    layer = call.operation
+    if layer.mean is None or layer.variance is None:
+        raise call.refuse("its statistics are not known: call `adapt` first.")
+    if 0 in layer._keep_axis:
+        raise call.refuse("it has statistics for each sample.")
+    mean, variance = (keras.ops.convert_to_numpy(value).astype(np.float64) for value in (layer.mean, layer.variance))
+    deviation = np.maximum(np.sqrt(variance), keras.backend.epsilon())
+    factors = deviation if layer.invert else 1 / deviation
+    offset = mean if layer.invert else mean / deviation
+    shape = mean.shape[1:]
+    if any(own not in (1, size) for own, size in zip(shape, call.in_shape, strict=True)):
+        raise call.refuse(f"it repeats values to fit its statistics, of shape {mean.shape}.")
+    # (The square root is taken in float32.)
+    factors, offset = factors.reshape(shape), np.broadcast_to(offset, mean.shape).reshape(shape)
+    error = 4 * FLOAT32_ROUNDOFF
+    return [scaled(call, factors, offset, error=error, roundings=8, keeps_sizes=True)]
+
+
+@rule(layers.LayerNormalization, layers.GroupNormalization)
+def _layer_normalization(call: Call) -> Effects:
+    """`gamma z / sqrt(|z|^2 / n + epsilon) + beta` of the centred input z, on groups of n values.
+
+    With s the root, the Jacobian is `gamma (I - z z^T / (n s^2)) P / s` for the projection P that centres, and the
+    eigenvalues of the bracket lie in [0, 1]: its norm is at most `|gamma| / sqrt(epsilon)`.
+    """
+    layer = call.operation
+    if getattr(layer, "rms_scaling", False):
+        raise call.refuse("with `rms_scaling` it divides by a deviation what it has not centred, and has no constant.")
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    for axis in axes:
+        not_the_batch(call, axis, "normalises")
+    if layer.epsilon <= 0:
+        raise call.refuse("without a positive `epsilon` it has no finite constant.")
+    gamma = 1.0 if layer.gamma is None else float(np.max(np.abs(weight(call, layer.gamma))))
+    constant = product_up(gamma, up(up(1 / math.sqrt(layer.epsilon)) * (1 + 4 * EPSILON)))
+    return [Effect(constant, roundings=None, offset=math.inf, keeps_sizes=True)]
+
+
+# --- several inputs --------------------------------------------------------------------------------------------------
+
+
+@rule(layers.Add)
+def _add(call: Call) -> Combination:
+    return Combination("sum", (1.0,) * len(call.inputs), roundings=len(call.inputs) - 1)
+
+
+@rule(layers.Subtract)
+def _subtract(call: Call) -> Combination:
+    return Combination("sum", (1.0, -1.0), roundings=1)
+
+
+@rule(layers.Average)
+def _average(call: Call) -> Combination:
+    count = len(call.inputs)
+    return Combination("sum", (1 / count,) * count, roundings=count + 1)
+
+
+@rule(layers.Maximum, layers.Minimum)
+def _extremum(call: Call) -> Combination:
+    return Combination("extremum")
+
+
+@rule(layers.Concatenate)
+def _concatenate(call: Call) -> Combination:
+    axis = call.operation.axis
+    if axis % len(call.input_shape) == 0:
+        raise call.refuse("it joins batches.")
+    return Combination("concatenation", axis=axis % len(call.input_shape) - 1)

@@ -1,0 +1,308 @@
+"""Bound rules for the ops of `keras.ops`, which functional models contain as they are."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from deel_like_lip._geometry import entries
+from deel_like_lip.bounds.activations import Activation, known_activation, rectifier
+from deel_like_lip.bounds.layer_rules import activation_effects, not_the_batch, picked, scaled
+from deel_like_lip.bounds.operators import Pick, Separable, mean_matrix
+from deel_like_lip.bounds.rounding import EPSILON, norm_up, product_up, root_up, up
+from deel_like_lip.bounds.rules import Call, Combination, Effect, linear, rule
+
+Effects = Sequence[Effect]
+Array = npt.NDArray[np.float64]
+
+# --- activations -----------------------------------------------------------------------------------------------------
+
+_ACTIVATIONS = {
+    "Relu": "relu",
+    "Relu6": "relu6",
+    "Sigmoid": "sigmoid",
+    "SparseSigmoid": "sparse_sigmoid",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "SoftShrink": "soft_shrink",
+    "SparsePlus": "sparse_plus",
+    "Silu": "silu",
+    "Squareplus": "squareplus",
+    "LogSigmoid": "log_sigmoid",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_silu",
+    "Selu": "selu",
+    "Gelu": "gelu",
+    "Celu": "celu",
+    "TanhShrink": "tanh_shrink",
+    "HardTanh": "hard_tanh",
+    "Tanh": "tanh",
+}
+
+
+@rule(*_ACTIVATIONS)
+def _activation(call: Call) -> Effects:
+    name = _ACTIVATIONS[type(call.operation).__name__]
+    return activation_effects(call, known_activation(name), name)
+
+
+@rule("LeakyRelu")
+def _leaky_relu(call: Call) -> Effects:
+    return activation_effects(call, rectifier(float(call.operation.negative_slope)), "leaky_relu")
+
+
+@rule("Elu")
+def _elu(call: Call) -> Effects:
+    return activation_effects(call, Activation(max(1.0, abs(float(call.operation.alpha)))), "elu")
+
+
+@rule("Softmax")
+def _softmax(call: Call) -> Effects:
+    axis = call.operation.axis
+    if not isinstance(axis, int):
+        raise call.refuse("this activation has no known Lipschitz constant.")
+    not_the_batch(call, axis, "normalises")
+    return activation_effects(call, known_activation("softmax"), "softmax")
+
+
+@rule("Sin", "Cos", "Arctan", "Arcsinh")
+def _slope_one(call: Call) -> Effects:
+    return activation_effects(call, Activation(1.0), "")
+
+
+@rule("Erf")
+def _erf(call: Call) -> Effects:
+    return activation_effects(call, Activation(up(2 / math.sqrt(math.pi))), "")
+
+
+@rule("Absolute", "Abs", "Fabs")
+def _absolute(call: Call) -> Effects:
+    return [Effect(1.0, keeps_sizes=True)]
+
+
+@rule("Clip")
+def _clip(call: Call) -> Effects:
+    nearest = np.clip(np.zeros(()), _constant(call, call.operation.x_min), _constant(call, call.operation.x_max))
+    return [Effect(1.0, offset=_spread(call, nearest), keeps_sizes=True)]
+
+
+@rule("Sort")
+def _sort(call: Call) -> Effects:
+    axis = call.operation.axis
+    if not isinstance(axis, int):
+        raise call.refuse("it sorts across samples.")
+    not_the_batch(call, axis, "sorts")
+    return [Effect(1.0, keeps_sizes=True)]
+
+
+# --- arithmetic with constants, and of two tensors -------------------------------------------------------------------
+
+
+def _constant(call: Call, value: Any) -> Array:
+    """Returns a constant in float64."""
+    if isinstance(value, (keras.KerasTensor, keras.Variable)) or value is None:
+        raise call.refuse("it takes something that is neither a tensor of the model nor a constant.")
+    array: Array = np.asarray(keras.ops.convert_to_numpy(value), dtype=np.float64)
+    if not np.all(np.isfinite(array)):
+        raise call.refuse("a constant in it is not finite.")
+    return array
+
+
+def _operands(call: Call) -> tuple[Array | None, Array | None]:
+    """Returns the two operands of an op, None for tensors."""
+    values = call.argument(0, "x1"), call.argument(1, "x2")
+    first, second = (None if isinstance(value, keras.KerasTensor) else _constant(call, value) for value in values)
+    for array in (first, second):
+        if array is not None and _repeats_values(call, array):
+            raise call.refuse(f"it repeats values to fit a constant of shape {array.shape}.")
+    return first, second
+
+
+def _repeats_values(call: Call, array: Array) -> bool:
+    sizes = call.in_shape[::-1]
+    own = array.shape[::-1]
+    if len(own) > len(sizes):  # a batch axis, or more
+        return own[len(sizes) :] != (1,) or _repeats_values(call, array[0])
+    return any(size != 1 and size != other for size, other in zip(own, sizes, strict=False))
+
+
+def _sample(call: Call, array: Array) -> Array:
+    """Drops the batch axis of a constant."""
+    return array[0] if array.ndim > len(call.in_shape) else array
+
+
+def _spread(call: Call, array: Array) -> float:
+    """Returns the l2 norm of a constant that broadcasts to the output."""
+    norm = norm_up(array)
+    outputs = entries(call.out_shape)
+    if norm == 0 or outputs is None:
+        return norm if norm == 0 else math.inf
+    return product_up(norm, root_up(outputs / array.size))
+
+
+@rule("Add", "Subtract")
+def _add(call: Call) -> Effects | Combination:
+    sign = 1.0 if type(call.operation).__name__ == "Add" else -1.0
+    first, second = _operands(call)
+    if first is None and second is None:
+        return Combination("sum", (1.0, sign), roundings=1)
+    factor = np.array(sign if first is not None else 1.0)
+    added = first if first is not None else second
+    assert added is not None
+    return [scaled(call, factor, _sample(call, added), roundings=1, keeps_sizes=True)]
+
+
+@rule("Negative")
+def _negative(call: Call) -> Effects:
+    return [scaled(call, np.array(-1.0), np.zeros(()), roundings=0, keeps_sizes=True)]
+
+
+@rule("Multiply")
+def _multiply(call: Call) -> Effects:
+    first, second = _operands(call)
+    factors = first if first is not None else second
+    if factors is None:
+        raise call.refuse("the product of two tensors has no finite Lipschitz constant.")
+    return [scaled(call, _sample(call, factors), np.zeros(()), roundings=1, keeps_sizes=True)]
+
+
+@rule("Divide", "TrueDivide")
+def _divide(call: Call) -> Effects:
+    first, second = _operands(call)
+    if first is not None or second is None or np.any(second == 0):
+        raise call.refuse("only division by constants that are not 0 has a finite Lipschitz constant.")
+    factors = 1 / _sample(call, second)
+    return [scaled(call, factors, np.zeros(()), error=2 * EPSILON, roundings=2, keeps_sizes=True)]
+
+
+@rule("Maximum", "Minimum")
+def _extremum(call: Call) -> Effects | Combination:
+    first, second = _operands(call)
+    if first is None and second is None:
+        return Combination("extremum")
+    other = first if first is not None else second
+    assert other is not None
+    return [Effect(1.0, offset=_spread(call, other), keeps_sizes=True)]
+
+
+# --- reductions ------------------------------------------------------------------------------------------------------
+
+
+def _reduced_axes(call: Call) -> list[int]:
+    """Returns the axes of a sample that an op reduces."""
+    axis = call.operation.axis
+    rank = len(call.input_shape)
+    if axis is None:
+        raise call.refuse("it reduces over samples.")
+    axes = sorted({int(one) % rank for one in (axis if isinstance(axis, (list, tuple)) else [axis])})
+    if 0 in axes:
+        raise call.refuse("it reduces over samples.")
+    return [one - 1 for one in axes]
+
+
+@rule("Mean", "Sum")
+def _mean(call: Call) -> Effects:
+    axes = _reduced_axes(call)
+    if any(call.in_shape[axis] is None for axis in axes):
+        raise call.refuse("its constant depends on the size of its input, which is not known.")
+    matrices = {axis: mean_matrix(call.in_shape[axis] or 0) for axis in axes}
+    if type(call.operation).__name__ == "Sum":
+        matrices = {axis: np.ones_like(matrix) for axis, matrix in matrices.items()}
+    return [linear(Separable(call.in_shape, call.out_shape, matrices, drop=not call.operation.keepdims), roundings=4)]
+
+
+@rule("Max", "Min", "Amax", "Amin")
+def _largest(call: Call) -> Effects:
+    _reduced_axes(call)
+    if getattr(call.operation, "initial", None) is not None:
+        raise call.refuse("it has an initial value.")
+    return [Effect(1.0)]
+
+
+# --- ops that move values --------------------------------------------------------------------------------------------
+
+
+@rule("Reshape")
+def _reshape(call: Call) -> Effects:
+    before, after = entries(call.in_shape), entries(call.out_shape)
+    if before is None or before != after:
+        raise call.refuse("it is not certain that it keeps the values of each sample together.")
+    return picked(call, lambda array: array.reshape(-1, *call.out_shape))
+
+
+def _moved(function: Callable[[Call], Callable[[Any], Any]]) -> Callable[[Call], Effects]:
+    """Makes a rule from a function that gives an op's effect on NumPy arrays."""
+
+    def apply(call: Call) -> Effects:
+        if None in call.in_shape:
+            raise call.refuse("it moves values of an input of which the size is not known.")
+        return picked(call, function(call))
+
+    return apply
+
+
+rule("Transpose")(_moved(lambda call: lambda array: np.transpose(array, call.operation.axes)))
+rule("Squeeze")(_moved(lambda call: lambda array: np.squeeze(array, call.operation.axis)))
+rule("ExpandDims")(_moved(lambda call: lambda array: np.expand_dims(array, call.operation.axis)))
+rule("Flip")(_moved(lambda call: lambda array: np.flip(array, call.operation.axis)))
+rule("Roll")(_moved(lambda call: lambda array: np.roll(array, call.operation.shift, call.operation.axis)))
+rule("Repeat")(_moved(lambda call: lambda array: np.repeat(array, call.operation.repeats, call.operation.axis)))
+rule("Tile")(_moved(lambda call: lambda array: np.tile(array, call.operation.repeats)))
+rule("Swapaxes")(_moved(lambda call: lambda array: np.swapaxes(array, call.operation.axis1, call.operation.axis2)))
+rule("Moveaxis")(
+    _moved(lambda call: lambda array: np.moveaxis(array, call.operation.source, call.operation.destination))
+)
+
+
+@rule("Take")
+def _take(call: Call) -> Effects:
+    indices = _constant(call, call.argument(1, "indices")).astype(np.int64)
+    axis = call.operation.axis
+    size = call.input_shape[axis] if isinstance(axis, int) else None
+    if size is None or np.any(indices < -size) or np.any(indices >= size):
+        raise call.refuse("it takes values from an axis of which the size is not known, or from outside of it.")
+    return _moved(lambda call: lambda array: np.take(array, indices, axis))(call)
+
+
+@rule("GetItem")
+def _get_item(call: Call) -> Effects:
+    key = call.argument(1, "key")
+    parts = key if isinstance(key, (tuple, list)) else (key,)
+    plain = (int, slice, type(None), type(Ellipsis))
+    if not all(isinstance(part, plain) for part in parts):
+        raise call.refuse("it takes values by an index that is not constant.")
+    return _moved(lambda call: lambda array: array[tuple(parts)])(call)
+
+
+@rule("Pad")
+def _pad(call: Call) -> Effects:
+    operation = call.operation
+    if operation.mode == "constant" and np.any(_constant(call, call.argument(1, "constant_values", 0) or 0) != 0):
+        raise call.refuse("it pads with values that are not 0.")
+    options = {"constant_values": -1} if operation.mode == "constant" else {}
+    return _moved(lambda call: lambda array: np.pad(array, operation.pad_width, operation.mode, **options))(call)
+
+
+@rule("Split")
+def _split(call: Call) -> Effects:
+    # Each part by itself.
+    not_the_batch(call, call.operation.axis, "splits")
+    return [linear(Pick(call.in_shape, call.out_shape))]
+
+
+@rule("Concatenate")
+def _concatenate(call: Call) -> Combination:
+    axis = call.operation.axis
+    if axis is None or axis % len(call.input_shape) == 0:
+        raise call.refuse("it joins batches.")
+    return Combination("concatenation", axis=axis % len(call.input_shape) - 1)
+
+
+@rule("Stack")
+def _stack(call: Call) -> Combination:
+    if call.operation.axis % (len(call.input_shape) + 1) == 0:
+        raise call.refuse("it joins batches.")
+    return Combination("concatenation")
