@@ -12,6 +12,7 @@ import numpy.typing as npt
 from deel_like_lip._geometry import entries
 from deel_like_lip._typing import Shape
 from deel_like_lip.bounds import layer_rules, op_rules  # noqa: F401 (they register their rules)
+from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.linear_maps import LinearMap, Matrix
 from deel_like_lip.bounds.operators import Scale
 from deel_like_lip.bounds.patterns import match_pattern
@@ -140,8 +141,7 @@ def bound_graph(model: keras.Model, *, rounding: bool = False, verbose: int = 0)
         shape = _with_tokens(tuple(tensor.shape[1:]))
         inputs.append(_Tensor(shape, 1.0, by_input, (), Affine(0.0, 1.0), error, frozenset()))
     outputs = walk.outputs_of(model, inputs)
-    each_input = [root_sum_of_squares_up(output.by_input[index] for output in outputs) for index in range(count)]
-    constant = min(root_sum_of_squares_up(each_input), root_sum_of_squares_up(output.constant for output in outputs))
+    constant = min(_blocks(outputs), root_sum_of_squares_up(output.constant for output in outputs))
     lines = frozenset[int]().union(*(output.lines for output in outputs))
     return GraphBound(constant, tuple(map(_output_bound, outputs)), tuple(walk.table[index] for index in sorted(lines)))
 
@@ -291,8 +291,11 @@ class _Walk:
             return root_sum_of_squares_up(constants)
 
         by_input = tuple(compose(constants) for constants in zip(*(tensor.by_input for tensor in inputs), strict=True))
-        # Both hold: the constants of all inputs together, and those of single inputs put together.
+        # All hold: the constants of all inputs together, those of single inputs put together, and, of a concatenation,
+        # the norm of the matrix of the constants of each part with respect to each input.
         constant = min(compose([tensor.constant for tensor in inputs]), root_sum_of_squares_up(by_input))
+        if combination.kind == "concatenation":
+            constant = min(constant, _blocks(inputs))
         maps = _combined_maps(call, combination, weights, inputs)
         size, error = Affine(), None
         if self._rounding:
@@ -322,6 +325,11 @@ class _Walk:
         gamma = _gamma(combination.roundings)
         lost = product_up(2.0 * combination.roundings * FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
         return size, error + (size + error).scaled(gamma) + Affine(lost)
+
+
+def _blocks(parts: Sequence[_Tensor]) -> float:
+    """Bounds the constant of several tensors side by side: the norm of a block matrix is that of its blocks' norms."""
+    return spectral_norm_bound(np.array([part.by_input for part in parts]))
 
 
 def _gamma(roundings: int) -> float:

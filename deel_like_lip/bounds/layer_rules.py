@@ -248,13 +248,29 @@ def _average_pooling(call: Call) -> Effects:
         # A window at the edge may average over as little as one value.
         constant = root_up(up(overlap / area)) if layer.padding == "valid" else root_up(overlap)
         return [Effect(constant, roundings=area + 4)]
-    matrices = {
-        axis: average_matrix(size or 0, window, stride, layer.padding)
-        for axis, size, window, stride in zip(
-            spatial_axes(rank, first), sizes, layer.pool_size, layer.strides, strict=True
-        )
-    }
-    return [linear(Separable(call.in_shape, call.out_shape, matrices), roundings=4)]
+    axes = [
+        Axis.of(window, stride, 1, layer.padding, size)
+        for window, stride, size in zip(layer.pool_size, layer.strides, sizes, strict=True)
+    ]
+    operators = []
+    for edges_repeated in (False, True):
+        matrices = {
+            index: average_matrix(axis, edges_repeated=edges_repeated)
+            for index, axis in zip(spatial_axes(rank, first), axes, strict=True)
+        }
+        operators.append(Separable(call.in_shape, call.out_shape, matrices))
+    inside, repeated = operators
+    # Keras on torch repeats the edge of the input where as many values cannot be padded on both sides; elsewhere, means
+    # are those of the values inside. What is certified on one backend may be served by another.
+    same = all(np.array_equal(inside.matrices[index], repeated.matrices[index]) for index in inside.matrices)
+    if layer.padding == "valid" or same or not any(map(_pads_unevenly, axes)):
+        return [linear(inside, roundings=4)]
+    return [Effect(max(inside.norm, repeated.norm), roundings=area + 4)]
+
+
+def _pads_unevenly(axis: Axis) -> bool:
+    total = (axis.outputs or 0) * axis.stride - axis.stride + axis.taps - (axis.size or 0)
+    return max(total, 0) % 2 == 1
 
 
 @rule(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)

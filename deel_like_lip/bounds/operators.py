@@ -482,13 +482,23 @@ def _add_convolutions(first: Convolution, second: Convolution, sign: float) -> C
 # --- average pooling and interpolation as matrices -------------------------------------------------------------------
 
 
-def average_matrix(size: int, window: int, stride: int, padding: str) -> Array:
-    """Returns average pooling along an axis, shape `(outputs, size)`: means over the part of a window that is inside."""
-    meets = Axis.of(window, stride, 1, padding, size).positions()
-    matrix = np.zeros((len(meets), size))
-    for row, positions in zip(matrix, meets, strict=True):
-        inside = positions[positions >= 0]
-        row[inside] = 1 / max(len(inside), 1)
+def average_matrix(axis: Axis, *, edges_repeated: bool = False) -> Array:
+    """Returns average pooling along an axis, shape `(outputs, size)`.
+
+    Args:
+        axis: How windows lie on the axis.
+        edges_repeated: Whether a window that leaves the input meets its last value again. Otherwise the mean is that of
+            the values inside.
+    """
+    meets = axis.positions()
+    matrix = np.zeros((len(meets), axis.size or 0))
+    for output, (row, positions) in enumerate(zip(matrix, meets, strict=True)):
+        if edges_repeated:
+            window = axis.stride * output - axis.before + np.arange(axis.taps)
+            np.add.at(row, np.clip(window, 0, len(row) - 1), 1 / axis.taps)
+        else:
+            inside = positions[positions >= 0]
+            row[inside] = 1 / max(len(inside), 1)
     return matrix
 
 

@@ -1,0 +1,224 @@
+"""Each rule against what Keras computes: linear operations by their matrix, others by a search over pairs of inputs."""
+
+import keras
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import layers, ops
+
+from benchmarks.bound_tightness import largest_jacobian, random_graph
+from deel_like_lip.bounds import CannotBoundError, bound_graph
+from tests.helpers import to_numpy
+
+
+def normalization(**options):
+    uniform = keras.initializers.RandomUniform(0.3, 2.0)
+    return layers.BatchNormalization(
+        gamma_initializer=uniform, moving_variance_initializer=uniform, moving_mean_initializer=uniform, **options
+    )
+
+
+def by_channel(**options):
+    return layers.Normalization(mean=[1.0, -2.0, 0.5], variance=[0.25, 4.0, 1e-9], **options)
+
+
+VECTOR, ROWS, IMAGE, VOLUME = (6,), (5, 4), (6, 5, 3), (4, 3, 4, 2)
+LINEAR = {
+    "Dense": (lambda x: layers.Dense(4)(x), VECTOR),
+    "Dense of rows": (lambda x: layers.Dense(3)(x), ROWS),
+    "EinsumDense": (lambda x: layers.EinsumDense("abc,cd->abd", (None, 3), bias_axes="d")(x), ROWS),
+    "EinsumDense to two axes": (lambda x: layers.EinsumDense("abc,cde->abde", (None, 2, 3))(x), ROWS),
+    "EinsumDense of two axes": (lambda x: layers.EinsumDense("abc,bcd->ad", 3)(x), ROWS),
+    "EinsumDense with a shared axis": (lambda x: layers.EinsumDense("abc,bcd->abd", (5, 3))(x), ROWS),
+    "EinsumDense with dots": (lambda x: layers.EinsumDense("...x,xy->...y", 3)(x), ROWS),
+    "Conv1D": (lambda x: layers.Conv1D(3, 3, padding="causal", dilation_rate=2)(x), ROWS),
+    "Conv2D": (lambda x: layers.Conv2D(4, (3, 2), strides=2, padding="same")(x), IMAGE),
+    "Conv3D": (lambda x: layers.Conv3D(2, 2, padding="same")(x), VOLUME),
+    "Conv2DTranspose": (lambda x: layers.Conv2DTranspose(2, 3, strides=2, padding="same")(x), IMAGE),
+    "DepthwiseConv2D": (lambda x: layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2)(x), IMAGE),
+    "SeparableConv2D": (lambda x: layers.SeparableConv2D(4, 3, padding="same", depth_multiplier=2)(x), IMAGE),
+    "convolution, then normalization": (lambda x: normalization()(layers.Conv2D(4, 3, padding="same")(x)), IMAGE),
+    "normalization, then convolution": (lambda x: layers.Conv2D(4, 3, padding="same")(normalization()(x)), IMAGE),
+    "convolution, then 1x1": (lambda x: layers.Dense(5)(layers.Conv2D(4, 3)(x)), IMAGE),
+    "a residual convolution": (lambda x: layers.Add()([x, layers.Conv2D(3, 3, padding="same")(x)]), IMAGE),
+    "a residual of several": (
+        lambda x: x - normalization()(layers.Conv2D(3, 3, padding="same")(x)) + layers.Conv2D(3, 1)(x),
+        IMAGE,
+    ),
+    "a dilated residual": (lambda x: x + layers.Conv2D(3, 3, padding="same", dilation_rate=2)(x), IMAGE),
+    "a depthwise residual": (lambda x: x + layers.DepthwiseConv2D(3, padding="same")(x), IMAGE),
+    "a dense residual": (lambda x: layers.Average()([x, layers.Dense(6)(layers.Dense(3)(x))]), VECTOR),
+    "branches side by side": (lambda x: layers.Concatenate()([x[:, :3], 2.0 * x[:, 1:]]), VECTOR),
+    "AveragePooling1D": (lambda x: layers.AveragePooling1D(3, strides=2)(x), ROWS),
+    "AveragePooling2D": (lambda x: layers.AveragePooling2D(3, strides=2, padding="same")(x), (5, 7, 2)),
+    "AveragePooling3D": (lambda x: layers.AveragePooling3D(2, strides=1)(x), VOLUME),
+    "GlobalAveragePooling1D": (lambda x: layers.GlobalAveragePooling1D()(x), ROWS),
+    "GlobalAveragePooling2D": (lambda x: layers.GlobalAveragePooling2D(keepdims=True)(x), IMAGE),
+    "GlobalAveragePooling3D": (lambda x: layers.GlobalAveragePooling3D()(x), VOLUME),
+    "channels first": (lambda x: layers.GlobalAveragePooling2D(data_format="channels_first")(x), IMAGE),
+    "UpSampling1D": (lambda x: layers.UpSampling1D(3)(x), ROWS),
+    "UpSampling2D": (lambda x: layers.UpSampling2D((2, 3))(x), IMAGE),
+    "UpSampling3D": (lambda x: layers.UpSampling3D((1, 2, 3))(x), VOLUME),
+    "ZeroPadding1D": (lambda x: layers.ZeroPadding1D((1, 2))(x), ROWS),
+    "ZeroPadding2D": (lambda x: layers.ZeroPadding2D(((1, 0), (2, 1)))(x), IMAGE),
+    "ZeroPadding3D": (lambda x: layers.ZeroPadding3D(1)(x), VOLUME),
+    "Cropping1D": (lambda x: layers.Cropping1D(1)(x), ROWS),
+    "Cropping2D": (lambda x: layers.Cropping2D(((1, 0), (2, 1)))(x), IMAGE),
+    "Cropping3D": (lambda x: layers.Cropping3D(1)(x), VOLUME),
+    "Flatten": (lambda x: layers.Dense(2)(layers.Flatten()(x)), IMAGE),
+    "Flatten, channels first": (lambda x: layers.Dense(2)(layers.Flatten(data_format="channels_first")(x)), IMAGE),
+    "Reshape": (lambda x: layers.Dense(2)(layers.Reshape((5, -1))(x)), IMAGE),
+    "Permute": (lambda x: layers.Dense(2)(layers.Permute((3, 1, 2))(x)), IMAGE),
+    "RepeatVector": (lambda x: layers.RepeatVector(4)(x), VECTOR),
+    "Dropout": (lambda x: layers.SpatialDropout2D(0.5)(layers.GaussianNoise(1.0)(x)), IMAGE),
+    "BatchNormalization": (lambda x: normalization()(x), IMAGE),
+    "BatchNormalization of another axis": (lambda x: normalization(axis=1)(x), IMAGE),
+    "Normalization": (lambda x: by_channel()(x), IMAGE),
+    "Normalization, inverted": (lambda x: by_channel(invert=True)(x), IMAGE),
+    "Rescaling": (lambda x: layers.Rescaling(1 / 255, offset=-1.0)(x), IMAGE),
+    "arithmetic": (lambda x: (1.0 - x * np.array([1.0, -3.0, 0.5], "float32")) / 4.0, IMAGE),
+    "negative": (lambda x: -x, VECTOR),
+    "means": (lambda x: ops.mean(x, axis=(1, -1)), IMAGE),
+    "sums": (lambda x: ops.sum(x, axis=2, keepdims=True), IMAGE),
+    "transposed": (lambda x: ops.transpose(x, (0, 3, 2, 1)), IMAGE),
+    "moved": (lambda x: ops.swapaxes(ops.moveaxis(x, 1, -1), 1, 2), IMAGE),
+    "squeezed": (lambda x: ops.squeeze(ops.expand_dims(x, 1), 1), IMAGE),
+    "turned": (lambda x: ops.roll(ops.flip(x, axis=1), 2, axis=2), IMAGE),
+    "repeated": (lambda x: ops.tile(ops.repeat(x, 2, axis=1), (1, 1, 3, 1)), IMAGE),
+    "taken": (lambda x: ops.take(x, [0, 0, 2, 0], axis=-1), IMAGE),
+    "sliced": (lambda x: x[:, 1:, ::2, None], IMAGE),
+    "padded": (lambda x: ops.pad(x, [[0, 0], [1, 1], [0, 2], [0, 0]]), IMAGE),
+    "reflected": (lambda x: ops.pad(x, [[0, 0], [2, 2], [0, 2], [0, 0]], mode="reflect"), IMAGE),
+    "stacked": (lambda x: ops.stack([x, x, -x], axis=2), VECTOR),
+    "split and joined": (lambda x: ops.concatenate(ops.split(x, 3, axis=-1)[:2], axis=-1), VECTOR),
+}
+# Not the norm of the whole, but what the parts have together.
+LOOSE = {"split and joined": 2**0.5, "stacked": 1.0}
+
+
+def model_of(build, shape):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, build(inputs))
+
+
+@pytest.mark.parametrize(("name", "build", "shape"), [(name, *case) for name, case in LINEAR.items()], ids=LINEAR)
+def test_linear_operations_have_the_norm_of_their_matrix(name, build, shape):
+    model = model_of(build, shape)
+    entries = int(np.prod(shape))
+    basis = np.concatenate([np.zeros((1, entries)), np.eye(entries)]).reshape(-1, *shape).astype("float32")
+    images = to_numpy(model(basis)).astype("float64").reshape(entries + 1, -1)
+    exact = np.linalg.norm(images[1:] - images[0], 2)
+    bound = bound_graph(model)
+    assert exact * (1 - 1e-5) <= bound.constant <= LOOSE.get(name, 1.0) * exact * (1 + 1e-5)
+
+
+OTHERS = {
+    "uneven padding": (lambda x: layers.AveragePooling2D(3, strides=2, padding="same")(x), IMAGE),
+    "uneven padding of rows": (lambda x: layers.AveragePooling1D(3, strides=2, padding="same")(x), (6, 1)),
+    "MaxPooling1D": (lambda x: layers.MaxPooling1D(3, strides=1, padding="same")(x), ROWS),
+    "MaxPooling2D": (lambda x: layers.MaxPooling2D((3, 2), strides=(2, 1))(x), IMAGE),
+    "MaxPooling3D": (lambda x: layers.MaxPooling3D(2)(x), VOLUME),
+    "GlobalMaxPooling1D": (lambda x: layers.GlobalMaxPooling1D()(x), ROWS),
+    "GlobalMaxPooling2D": (lambda x: layers.GlobalMaxPooling2D()(x), IMAGE),
+    "GlobalMaxPooling3D": (lambda x: layers.GlobalMaxPooling3D()(x), VOLUME),
+    "bilinear": (lambda x: layers.UpSampling2D((2, 3), interpolation="bilinear")(x), IMAGE),
+    "PReLU": (lambda x: layers.PReLU(keras.initializers.RandomNormal(stddev=2.0))(x), IMAGE),
+    "LayerNormalization": (lambda x: layers.LayerNormalization(epsilon=0.1)(x), IMAGE),
+    "GroupNormalization": (lambda x: layers.GroupNormalization(3, epsilon=0.1)(x), IMAGE),
+    "TimeDistributed": (lambda x: layers.TimeDistributed(layers.Dense(3, activation="relu"))(x), ROWS),
+    "ReLU": (lambda x: layers.ReLU(max_value=1.0, negative_slope=0.1)(x), VECTOR),
+    "ELU": (lambda x: layers.ELU(2.0)(x), VECTOR),
+    "Softmax": (lambda x: layers.Softmax(axis=1)(x), ROWS),
+    "elu": (lambda x: ops.elu(x, 2.0), VECTOR),
+    "leaky relu": (lambda x: ops.leaky_relu(x, -1.5), VECTOR),
+    "softmax": (lambda x: ops.softmax(x, axis=-1), VECTOR),
+    "erf": (lambda x: ops.erf(x), VECTOR),
+    "waves": (lambda x: ops.sin(ops.cos(x)), VECTOR),
+    "angles": (lambda x: ops.arctan(ops.arcsinh(x)), VECTOR),
+    "absolute": (lambda x: ops.abs(x), VECTOR),
+    "clip": (lambda x: ops.clip(x, 0.5, 2.0), VECTOR),
+    "sort": (lambda x: ops.sort(x, axis=1), ROWS),
+    "extremes": (lambda x: ops.maximum(ops.minimum(x, 1.0), -0.5), VECTOR),
+    "largest": (lambda x: ops.max(x, axis=-1) - ops.min(x, axis=-1), ROWS),
+    "maximum": (lambda x: layers.Maximum()([layers.Dense(6)(x), ops.flip(x, 1)]), VECTOR),
+}
+
+
+@pytest.mark.parametrize(("build", "shape"), OTHERS.values(), ids=OTHERS)
+def test_no_pair_of_inputs_exceeds_the_bound(build, shape, rng):
+    model = model_of(build, shape)
+    first = rng.normal(size=(400, *shape)) * np.geomspace(0.05, 3, 400).reshape(-1, *[1] * len(shape))
+    step = rng.normal(size=first.shape) * np.geomspace(1e-2, 3, 400)[::-1].reshape(-1, *[1] * len(shape))
+    first, second = first.astype("float32"), (first + step).astype("float32")
+    change = to_numpy(model(second)).astype("float64") - to_numpy(model(first)).astype("float64")
+    distance = np.linalg.norm((second.astype("float64") - first).reshape(400, -1), axis=1)
+    ratios = np.linalg.norm(change.reshape(400, -1), axis=1) / distance
+    assert ratios.max() <= bound_graph(model).constant * (1 + 1e-4)
+
+
+@settings(max_examples=15, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1))
+def test_no_jacobian_of_a_random_graph_exceeds_the_bound(seed):
+    rng = np.random.default_rng(seed)
+    keras.utils.set_random_seed(seed % 2**31)
+    model = random_graph(rng)
+    assert largest_jacobian(model, rng, points=8) <= bound_graph(model).constant * (1 + 1e-4)
+
+
+def test_several_inputs_are_taken_together():
+    first, second = keras.Input((4,)), keras.Input((4,))
+    double = layers.Dense(4, kernel_initializer=keras.initializers.Identity(2.0))
+    assert bound_graph(keras.Model([first, second], first + double(second))).constant == pytest.approx(5**0.5)
+    joined = layers.Concatenate()([first, second])
+    assert bound_graph(keras.Model([first, second], layers.ReLU()(joined))).constant == pytest.approx(1.0)
+    many = bound_graph(keras.Model([first, second], [layers.ReLU()(joined), first + second]))
+    assert [output.constant for output in many.outputs] == pytest.approx([1, 2**0.5])
+
+
+def test_sizes_that_are_not_known():
+    inputs = keras.Input((None, None, 3))
+    convolution = layers.Conv2D(3, 3, padding="same")
+    residual = bound_graph(keras.Model(inputs, inputs + convolution(inputs))).constant
+    known = keras.Input((24, 24, 3))
+    assert bound_graph(keras.Model(known, known + convolution(known))).constant <= residual
+    assert residual <= 1 + bound_graph(keras.Model(inputs, convolution(inputs))).constant
+    pooled = layers.AveragePooling2D(2)(layers.MaxPooling2D(2)(layers.ReLU()(inputs)))
+    assert bound_graph(keras.Model(inputs, pooled)).constant == pytest.approx(0.5)
+    # On an image of 3 x 3 this would add one value to nine.
+    valid = layers.Conv2D(3, 3)(inputs)
+    with pytest.raises(CannotBoundError, match="may repeat values: sizes of its inputs are not known"):
+        bound_graph(keras.Model(inputs, layers.Add()([inputs, valid])))
+    with pytest.raises(CannotBoundError, match="size of its input, which is not known"):
+        bound_graph(keras.Model(inputs, layers.GlobalAveragePooling2D()(inputs)))
+    with pytest.raises(CannotBoundError, match="moves values of an input of which the size is not known"):
+        bound_graph(keras.Model(inputs, ops.flip(inputs, axis=1)))
+
+
+REFUSED = {
+    "it reduces over samples": lambda x: ops.mean(x, axis=0, keepdims=True),
+    "it reduces over samples.": lambda x: ops.reshape(ops.max(x), (1, 1)),
+    "from one sample to another": lambda x: ops.roll(x, 1, axis=0),
+    "the product of two tensors": lambda x: x * ops.relu(x),
+    "only division by constants": lambda x: 1.0 / x,
+    "only division by constants that": lambda x: x / 0.0,
+    "keeps the values of each sample together": lambda x: ops.reshape(x, (-1, 3)),
+    "repeats values to fit a constant": lambda x: ops.mean(x, axis=1, keepdims=True) + np.ones(6, "float32"),
+    "no finite constant": lambda x: layers.LayerNormalization(epsilon=0.0)(x),
+    "rms_scaling": lambda x: layers.LayerNormalization(rms_scaling=True)(x),
+    "pads with values that are not 0": lambda x: ops.pad(x, [[0, 0], [1, 1]], constant_values=1.0),
+    "there is no bound rule": lambda x: ops.square(x),
+}
+
+
+@pytest.mark.parametrize(("words", "build"), REFUSED.items(), ids=REFUSED)
+def test_what_is_refused(words, build):
+    with pytest.raises(CannotBoundError, match=f"cannot bound the layer .*{words}"):
+        bound_graph(model_of(build, VECTOR))
+
+
+def test_a_dense_map_by_element_is_a_scaling(rng):
+    layer = layers.EinsumDense("ab,b->ab", 6)
+    model = model_of(layer, VECTOR)
+    layer.kernel.assign([1.0, -4.0, 2.0, 0.0, 3.0, 1.0])
+    assert bound_graph(model).constant == pytest.approx(4.0)
