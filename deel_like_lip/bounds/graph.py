@@ -26,7 +26,16 @@ from deel_like_lip.bounds.rounding import (
     root_up,
     sum_up,
 )
-from deel_like_lip.bounds.rules import Call, CannotBoundError, Combination, Effect, apply_rule, as_call, is_op
+from deel_like_lip.bounds.rules import (
+    Call,
+    CannotBoundError,
+    Combination,
+    Effect,
+    apply_rule,
+    as_call,
+    is_op,
+    refuse_training,
+)
 
 Array = npt.NDArray[np.float64]
 
@@ -180,6 +189,7 @@ class _Walk:
 
     def _call(self, call: Call, bounds: dict[int, Any]) -> list[_Tensor]:
         if isinstance(call.operation, keras.Model):
+            refuse_training(call)
             return self.outputs_of(call.operation, [_required(bounds, tensor) for tensor in call.inputs])
         pattern = match_pattern(call)
         if pattern is not None:
@@ -192,9 +202,10 @@ class _Walk:
 
     def _rule(self, call: Call) -> Sequence[Effect] | Combination:
         """Applies the rule of a call, once for a shared layer that sees the same shapes."""
-        if is_op(call.operation) or len(call.inputs) != 1:
+        plain = len(call.args) == len(call.inputs) == 1 and all(value is None for value in call.kwargs.values())
+        if is_op(call.operation) or not plain:
             return apply_rule(call)
-        key = id(call.operation), call.in_shape, tuple(call.kwargs)
+        key = id(call.operation), call.in_shape
         if key not in self._effects:
             self._effects[key] = apply_rule(call)
         return self._effects[key]
@@ -244,26 +255,35 @@ class _Walk:
         return result
 
     def _rounding_error(self, call: Call, effect: Effect, tensor: _Tensor) -> Affine:
-        """Returns a bound of the error of a float32 forward pass, for sums in any order.
+        """Returns a bound of the error of a float32 forward pass, for sums in any order, with that of the input.
 
-        A sum of n terms and the products in it are off by at most `gamma_n = n u / (1 - n u)` times the sum of the
-        absolute values, which the operator with absolute entries bounds. Errors of the input pass through.
+        Each of the additions in a sum is off by at most u times the partial sum that it gives, and a partial sum of
+        terms t is at most the sum of the positive terms or that of the negative ones: `(sum |t| + |sum t|) / 2`. For
+        all outputs together, in l2, the operator with absolute entries bounds the first and the operator the second. A
+        computed partial sum is off by at most `gamma_n = n u / (1 - n u)` times `sum |t|`.
 
         Reference:
-            Higham, 2002, Accuracy and Stability of Numerical Algorithms, section 3.1.
+            Higham, 2002, Accuracy and Stability of Numerical Algorithms, sections 3.1 and 4.2.
         """
         assert tensor.error is not None
         self._check_arithmetic(call, effect)
         operator = effect.operator
-        roundings = (effect.roundings or 0) + (operator.terms + 1 if operator is not None and operator.terms else 0)
+        others = effect.roundings or 0
+        terms = operator.terms + 1 if operator is not None and operator.terms > 1 else 0
+        if operator is not None and operator.terms == 1:
+            others += 2
         passed = tensor.error.scaled(effect.constant)
-        if not roundings:
+        if not terms + others:
             return passed
-        gamma = _gamma(roundings)
-        absolute = effect.constant if operator is None else operator.absolute_norm
-        lost = product_up(2.0 * roundings * FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
-        own = (tensor.size + tensor.error).scaled(product_up(gamma, absolute))
-        return passed + own + Affine(sum_up([product_up(gamma, effect.offset), lost, effect.underflow]))
+        gamma, absolute = _gamma(terms), effect.constant if operator is None else operator.absolute_norm
+        sums = terms * FLOAT32_ROUNDOFF
+        of_terms = sums * ((absolute + effect.constant) / 2 + gamma * absolute)
+        relative = of_terms + (_gamma(others + 1) * absolute * (1 + gamma) if terms else _gamma(others) * absolute)
+        offset = (sums * (1 + gamma) + _gamma(others) * (1 + gamma)) * effect.offset
+        lost = product_up(2.0 * (terms + others), FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
+        rounded_up = 1 + 16 * EPSILON
+        own = (tensor.size + tensor.error).scaled(relative * rounded_up)
+        return passed + own + Affine(sum_up([offset * rounded_up, lost, effect.underflow]))
 
     def _check_arithmetic(self, call: Call, effect: Effect) -> None:
         """Raises where the rounding of a call is not known."""

@@ -159,8 +159,7 @@ def apply_rule(call: Call) -> Sequence[Effect] | Combination:
             "there is no bound rule for it. Replace it by a layer that has one, or tell its constant with "
             "`deel_like_lip.bounds.register_bound_rule`."
         )
-    if call.kwargs.get("training"):
-        raise call.refuse("the model calls it with `training=True`, and bounds are those of inference.")
+    refuse_training(call)
     result = found(call)
     if isinstance(result, Combination):
         return result
@@ -170,6 +169,12 @@ def apply_rule(call: Call) -> Sequence[Effect] | Combination:
         if not math.isfinite(effect.constant) or effect.constant < 0:
             raise call.refuse(f"its bound is {effect.constant}, as with a kernel that holds NaN or infinite entries.")
     return result
+
+
+def refuse_training(call: Call) -> None:
+    """Raises if a layer or nested model is called in training mode, whatever the model is called with."""
+    if call.kwargs.get("training"):
+        raise call.refuse("the model calls it with `training=True`, and bounds are those of inference.")
 
 
 def is_op(operation: Any, name: str | None = None) -> bool:

@@ -146,6 +146,10 @@ REFUSED = {
     "Activation": lambda x: layers.Activation("exponential", name="mystery")(x),
     "ReLU": lambda x: layers.ReLU(threshold=1.0, name="mystery")(x),
     "Dropout": lambda x: layers.Dropout(0.5, name="mystery")(x, training=True),
+    "BatchNormalization": lambda x: layers.BatchNormalization(name="mystery")(x, training=True),
+    "Sequential": lambda x: keras.Sequential([keras.Input((4,)), layers.Dropout(0.5)], name="mystery")(
+        x, training=True
+    ),
     "Concatenate": lambda x: layers.Concatenate(axis=0, name="mystery")([x, x]),
     "Add": lambda x: layers.Add(name="mystery")([x, dense(1.0, 1)(x)]),
     "Softmax": lambda x: layers.Softmax(axis=0, name="mystery")(x),
@@ -158,6 +162,12 @@ def test_what_has_no_bound_is_refused_by_name(kind, build):
     words = f"cannot bound the layer 'mystery' of class {kind}: .*Received: an input of shape"
     with pytest.raises(CannotBoundError, match=words):
         constant(build)
+
+
+def test_training_mode_is_noticed_at_the_second_call_too():
+    shared = layers.Dropout(0.5, name="shared")
+    with pytest.raises(CannotBoundError, match="'shared' .* `training=True`"):
+        constant(lambda x: shared(shared(x), training=True))
 
 
 def test_an_unknown_layer_in_certify():
