@@ -8,6 +8,7 @@ A bound below what was found is an error, and ends the run with exit status 1.
 
 import argparse
 import collections
+import math
 import os
 import sys
 import time
@@ -69,7 +70,7 @@ def true_norm(case: Case) -> float:
     norms = []
     for kernel in case.kernels:
         matrix = explicit_matrix(kernel, case.axes).reshape(
-            int(np.prod([axis.size for axis in case.axes])) * kernel.shape[-2], -1
+            math.prod(axis.size or 0 for axis in case.axes) * kernel.shape[-2], -1
         )
         gram = matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix
         norms.append(float(np.sqrt(max(np.linalg.eigvalsh(gram)[-1], 0.0))))

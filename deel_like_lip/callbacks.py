@@ -1,12 +1,17 @@
 """Callbacks for `fit`."""
 
+import json
+import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
+from deel_like_lip.certificates import Certificate, Rounding, Task, certify_plain, output_names
+from deel_like_lip.evaluation import check_answers, checked_count, checked_radii, evaluate
+from deel_like_lip.folding import vanilla_model
 from deel_like_lip.renormalization import renormalize
 
 
@@ -159,3 +164,148 @@ class LossParamScheduler(keras.callbacks.Callback):
 
     def _all_losses(self) -> list[Any]:
         return list(keras.tree.flatten(self.model.loss))
+
+
+class CertifyCallback(keras.callbacks.Callback):
+    """Folds and certifies the model at the end of each epoch, and logs what holds for validation data.
+
+    The logs get `val_certified_accuracy_R` for each radius R, and `lipschitz_constant`, both by a certificate of the
+    weights as they are: no constant is taken on trust, as it is by `metrics.CertifiedAccuracy`, whose value is replaced
+    where it has the same name. They are in `history`, and later callbacks of the list can monitor them; tell these the
+    `mode`. A model that cannot be certified, and data that does not fit, are refused before the first step.
+
+    Put it after callbacks that change weights at the end of an epoch, `SwapEMAWeights(swap_on_epoch=True)` and then
+    `RenormalizeCallback`, and before `EarlyStopping` and `ModelCheckpoint`. Training is the same with and without it.
+    An optimizer with `use_ema` alone puts its averages in place after the last epoch, when all is logged: certify the
+    model once more then.
+
+    Args:
+        validation_data: Labelled data, as `certified_accuracy` takes it, that can be gone through again each epoch.
+        radii: l2 distances.
+        every: Number of epochs from one certificate to the next. The first and the last epoch of a `fit` have their
+            own; those between repeat the values of the last one, so that callbacks which monitor them find them.
+        task: As in `certify`.
+        rounding: As in `certify`.
+        input_scale: As in `certify`.
+        input_range: As in `certify`.
+        batch_size: Samples that are predicted at once, where the data does not come in batches.
+        steps: The largest number of batches to use. Data without an end needs it.
+        prefix: Of the names of the certified accuracies.
+        verbose: 1 for progress bars.
+
+    Attributes:
+        certificate: The last certificate, of the weights as they were then; None before training.
+
+    Example:
+        >>> certify = CertifyCallback((x_val, y_val), radii=[0.1, 0.3])
+        >>> stop = keras.callbacks.EarlyStopping("val_certified_accuracy_0.3", mode="max", patience=5)
+        >>> model.fit(x, y, epochs=50, callbacks=[RenormalizeCallback(), certify, stop])
+
+    Raises:
+        ValueError: If an argument is wrong, or the model is not built or cannot be certified.
+    """
+
+    def __init__(
+        self,
+        validation_data: Any,
+        radii: Sequence[float],
+        *,
+        every: int = 1,
+        task: Task | Mapping[str, Task] | None = None,
+        rounding: Rounding = "exact",
+        input_scale: float = 1.0,
+        input_range: Sequence[float] | None = None,
+        batch_size: int = 256,
+        steps: int | None = None,
+        prefix: str = "val_",
+        verbose: int = 0,
+    ) -> None:
+        super().__init__()
+        if isinstance(validation_data, Iterator):
+            raise ValueError(
+                "CertifyCallback goes through its `validation_data` each epoch. Expected arrays or a dataset, not an "
+                f"iterator, which can be used once. Received: validation_data={validation_data!r}"
+            )
+        names = [f"{prefix}certified_accuracy_{radius:g}" for radius in checked_radii(radii)]
+        if len(set(names)) != len(names):
+            raise ValueError(f"Expected `radii` that differ in their first six digits. Received: radii={radii}")
+        self.validation_data = validation_data
+        self.radii = radii
+        self.every = checked_count(every, "every")
+        self.batch_size = checked_count(batch_size, "batch_size")
+        self.steps = None if steps is None else checked_count(steps, "steps")
+        self.verbose = verbose
+        self.certificate: Certificate | None = None
+        self._options: dict[str, Any] = {
+            "task": task,
+            "rounding": rounding,
+            "input_scale": input_scale,
+            "input_range": input_range,
+        }
+        self._names = names
+        self._plain: Any = None
+        self._epochs = 0
+        self._values: dict[str, float] = {}
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        self._epochs = 0
+        self._certify()
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if self._epochs % self.every == 0 or epoch + 1 == (self.params or {}).get("epochs"):
+            self._certify()
+        self._epochs += 1
+        if logs is not None:
+            logs.update(self._values)
+
+    def _certify(self) -> None:
+        self._fold()
+        self.certificate = certify_plain(
+            self._plain, names=output_names(self.model), verbose=self.verbose, **self._options
+        )
+        check_answers(self.certificate)
+        shares = evaluate(
+            self._plain,
+            self.certificate,
+            self.validation_data,
+            self.radii,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            verbose=self.verbose,
+        )
+        self._values = dict(zip(self._names, shares.tolist(), strict=True))
+        self._values["lipschitz_constant"] = self.certificate.lipschitz_constant
+
+    def _fold(self) -> None:
+        """Folds the model. If only weights differ from the last fold, they go there, where `predict` is compiled."""
+        state = random.getstate()
+        plain = vanilla_model(self.model)
+        random.setstate(state)  # Keras draws the seeds of the new layers' initializers
+        if self._plain is not None and _recipe(plain) == _recipe(self._plain):
+            self._plain.set_weights(plain.get_weights())
+        else:
+            self._plain = plain
+
+
+_NAMES = ("name", "keras_history", "input_layers", "output_layers")  # keys that have names of operations under them
+
+
+def _recipe(model: Any) -> Any:
+    """Returns all that a functional model computes, but for its weights, and for the names of its operations."""
+    numbers: dict[str, str] = {}
+
+    def collect(inner: Any) -> None:
+        for operation in inner.operations:
+            numbers.setdefault(operation.name, f"operation {len(numbers)}")
+            if hasattr(operation, "operations"):
+                collect(operation)
+
+    def renamed(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {inner: renamed(entry, inner) for inner, entry in value.items()}
+        if isinstance(value, list):
+            return [renamed(entry, key) for entry in value]
+        return numbers.get(value, value) if key in _NAMES and isinstance(value, str) else value
+
+    collect(model)
+    return renamed(json.loads(model.to_json()))

@@ -264,10 +264,11 @@ class Certificate:
             Array of the shape of `radii`.
 
         Raises:
-            ValueError: If the shapes do not fit.
+            ValueError: If the shapes do not fit, or a radius is negative or not finite.
         """
+        limits = checked_radii(radii)
         own = self.radius(logits, targets=labels, inputs=inputs)
-        return np.array([np.mean(own > radius) if len(own) else 0.0 for radius in radii])
+        return np.array([np.mean(own > radius) if len(own) else 0.0 for radius in limits])
 
     def output_change(self, input_change: npt.ArrayLike) -> Array:
         """Returns how far the outputs can move, in l2, when the input moves by given l2 distances.
@@ -576,6 +577,18 @@ def output_names(model: keras.Model) -> list[str]:
     names = list(getattr(model, "output_names", None) or [])
     count = len(getattr(model, "outputs", None) or names) or 1
     return names if len(names) == count == len(set(names)) else [f"output_{index}" for index in range(count)]
+
+
+def checked_radii(radii: Any) -> Array:
+    """Returns distances as an array.
+
+    Raises:
+        ValueError: If one is negative or not finite, or there is none.
+    """
+    limits = np.asarray(radii, dtype=np.float64)
+    if limits.ndim != 1 or not len(limits) or not np.all((limits >= 0) & (limits < np.inf)):
+        raise ValueError(f"Expected `radii` to be a list of finite l2 distances of at least 0. Received: radii={radii}")
+    return limits
 
 
 def _tasks(task: Any, names: Sequence[str]) -> dict[str, Task | None]:

@@ -1,5 +1,7 @@
 """The callbacks do what they say within `fit`, on every backend."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -242,3 +244,254 @@ def test_scheduler_errors():
         ValueError, match=r"no parameter|has a parameter 'tau'.*Expected one of \['alpha', 'min_margin'\]"
     ):
         small_model().fit(inputs, labels, verbose=0, callbacks=[callbacks.LossParamScheduler("tau", schedule=float)])
+
+
+# --- CertifyCallback -------------------------------------------------------------------------------------------------
+
+RADII = [0.0, 0.3, 0.5]
+KEYS = ["val_certified_accuracy_0", "val_certified_accuracy_0.3", "val_certified_accuracy_0.5", "lipschitz_constant"]
+
+
+def free_model():
+    """A model whose constant changes in training, as that of a plain Keras model does."""
+    hidden = layers.SpectralDense(8, activation=layers.MaxMin())
+    model = keras.Sequential([keras.Input((8,)), hidden, keras.layers.Dense(2)])
+    model.compile(keras.optimizers.Adam(1e-2), losses.MulticlassHKR())
+    return model
+
+
+def by_hand(model, inputs, labels, radii=RADII, **options):
+    certificate = lip.certify(model, **options)
+    shares = certificate.certified_accuracy(model.predict(inputs, verbose=0), labels, radii, inputs=inputs)
+    return [*shares, certificate.lipschitz_constant]
+
+
+class Record(keras.callbacks.Callback):
+    """Keeps the weights and the logs of each epoch, as a callback later in the list finds them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.logs = [], []
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.weights.append([to_numpy(weight).copy() for weight in self.model.weights])
+        self.logs.append(dict(logs))
+
+
+def test_what_is_logged_is_what_certify_says_of_each_epoch():
+    model, record = free_model(), Record()
+    inputs, labels = data()
+    certify = callbacks.CertifyCallback((inputs, labels), RADII)
+    chain = [callbacks.RenormalizeCallback(), certify, record]
+    history = model.fit(inputs, labels, batch_size=16, epochs=3, verbose=0, callbacks=chain).history
+    # After the last epoch RenormalizeCallback projects once more, which moves the constant in its last digits.
+    np.testing.assert_allclose([history[key][-1] for key in KEYS], by_hand(model, inputs, labels), rtol=1e-6)
+    for epoch, (weights, logs) in enumerate(zip(record.weights, record.logs, strict=True)):
+        assert [logs[key] for key in KEYS] == [history[key][epoch] for key in KEYS]
+        assert all(type(logs[key]) is float for key in KEYS)
+        model.set_weights(weights)
+        np.testing.assert_allclose([logs[key] for key in KEYS], by_hand(model, inputs, labels), rtol=1e-9)
+    certify.certificate.verify(model)
+    assert len(set(history["lipschitz_constant"])) == 3
+
+
+def test_it_names_radii_as_the_metric_does_and_takes_its_place():
+    metric = lip.metrics.CertifiedAccuracy(0.3)
+    model = small_model()
+    model.compile("adam", losses.MulticlassHKR(), metrics=[metric])
+    inputs, labels = data()
+    certify = callbacks.CertifyCallback((inputs, labels), [0.3])
+    validation = (inputs[:7], labels[:7])
+    history = model.fit(inputs, labels, validation_data=validation, verbose=0, callbacks=[certify]).history
+    assert f"val_{metric.name}" == "val_certified_accuracy_0.3"
+    assert history["val_certified_accuracy_0.3"] == by_hand(model, inputs, labels, [0.3])[:1]
+    other = callbacks.CertifyCallback((inputs, labels), [0.3], prefix="true_")
+    history = model.fit(inputs, labels, validation_data=validation, verbose=0, callbacks=[other]).history
+    assert {"val_certified_accuracy_0.3", "true_certified_accuracy_0.3"} <= set(history)
+
+
+def test_early_stopping_and_checkpoints_can_monitor_it(tmp_path):
+    model, record = free_model(), Record()
+    model.compile(keras.optimizers.SGD(1.0), losses.MulticlassHKR())  # learns nothing for good
+    inputs, labels = data()
+    path = str(tmp_path / "best.weights.h5")
+    chain = [
+        callbacks.CertifyCallback((inputs, labels), RADII),
+        keras.callbacks.EarlyStopping("val_certified_accuracy_0.3", mode="max", patience=2, restore_best_weights=True),
+        keras.callbacks.ModelCheckpoint(
+            path, "val_certified_accuracy_0.3", mode="max", save_best_only=True, save_weights_only=True
+        ),
+        record,
+    ]
+    history = model.fit(inputs, labels, batch_size=8, epochs=40, verbose=0, callbacks=chain).history
+    values = history["val_certified_accuracy_0.3"]
+    best = int(np.argmax(values))
+    assert len(values) == best + 3 < 40
+    stopped = [to_numpy(weight) for weight in model.weights]
+    model.load_weights(path)
+    for one, other, third in zip(stopped, record.weights[best], model.weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+        np.testing.assert_array_equal(to_numpy(third), other)
+
+
+def test_the_constant_can_be_monitored():
+    model = free_model()
+    model.compile(keras.optimizers.SGD(0.0), losses.MulticlassHKR())
+    inputs, labels = data()
+    stop = keras.callbacks.EarlyStopping("lipschitz_constant", mode="min", patience=1, min_delta=1e-3)
+    chain = [callbacks.CertifyCallback((inputs, labels), RADII), stop]
+    history = model.fit(inputs, labels, epochs=9, verbose=0, callbacks=chain).history
+    assert len(history["lipschitz_constant"]) == 2
+
+
+@pytest.mark.parametrize(("every", "own"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4]), (9, [0, 4])])
+def test_between_certificates_the_last_values_are_repeated(every, own, monkeypatch, recwarn):
+    certified = []
+    certify = callbacks.certify_plain
+    monkeypatch.setattr(
+        callbacks, "certify_plain", lambda *args, **kwargs: certified.append(1) or certify(*args, **kwargs)
+    )
+    model = free_model()
+    inputs, labels = data()
+    chain = [
+        callbacks.CertifyCallback((inputs, labels), RADII, every=every),
+        keras.callbacks.EarlyStopping("val_certified_accuracy_0.3", mode="max", patience=9),
+    ]
+    history = model.fit(inputs, labels, epochs=5, verbose=0, callbacks=chain).history
+    constants = history["lipschitz_constant"]
+    assert len(constants) == 5
+    assert [epoch for epoch in range(5) if epoch == 0 or constants[epoch] != constants[epoch - 1]] == own
+    assert len(certified) == len(own) + 1  # once more before training
+    np.testing.assert_allclose([history[key][-1] for key in KEYS], by_hand(model, inputs, labels), rtol=1e-9)
+    assert not [warning for warning in recwarn if "Early stopping" in str(warning.message)]
+
+
+def test_training_is_the_same_with_it():
+    """The folds draw no random numbers, and no weight is moved."""
+    inputs, labels = data()
+    results = []
+    for used in (False, True):
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential(
+            [keras.Input((8,)), *free_model().layers[:1], keras.layers.Dropout(0.5), keras.layers.Dense(2)]
+        )
+        model.compile(keras.optimizers.Adam(1e-2), losses.MulticlassHKR())
+        chain = [callbacks.CertifyCallback((inputs, labels), RADII)] if used else []
+        model.fit(inputs, labels, batch_size=16, epochs=3, verbose=0, callbacks=chain)
+        results.append([*model.get_weights(), random.random(), np.random.random()])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_swapped_averages_are_certified():
+    model, record = small_model(), Record()
+    inputs, labels = data()
+    model.compile(keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.9), losses.MulticlassHKR())
+    chain = [
+        keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
+        callbacks.RenormalizeCallback(),
+        callbacks.CertifyCallback((inputs, labels), RADII),
+        record,
+    ]
+    model.fit(inputs, labels, batch_size=8, epochs=2, verbose=0, callbacks=chain)
+    for weights, logs in zip(record.weights, record.logs, strict=True):
+        model.set_weights(weights)
+        np.testing.assert_allclose([logs[key] for key in KEYS], by_hand(model, inputs, labels), rtol=1e-9)
+        assert logs["lipschitz_constant"] == pytest.approx(1, abs=1e-3)
+
+
+def test_validation_data_as_a_dataset_and_the_options_of_certify():
+    model = small_model()
+    inputs, labels = data()
+    certify = callbacks.CertifyCallback(
+        [(inputs[:40], labels[:40]), (inputs[40:], labels[40:])],
+        RADII,
+        task="multiclass",
+        rounding="sound",
+        input_scale=0.5,
+        input_range=(-1.5, 1.5),
+    )
+    history = model.fit(inputs, labels, epochs=2, verbose=0, callbacks=[certify]).history
+    assert certify.certificate.rounding == "sound"
+    assert certify.certificate.input_range == (-1.5, 1.5)
+    options = {"rounding": "sound", "input_scale": 0.5, "input_range": (-1.5, 1.5)}
+    expected = by_hand(model, inputs, labels, **options)
+    assert expected[0] < by_hand(model, inputs, labels)[0]
+    np.testing.assert_allclose([history[key][-1] for key in KEYS], expected, rtol=1e-9)
+
+
+def test_steps_limit_the_data():
+    model = small_model()
+    inputs, labels = data()
+    certify = callbacks.CertifyCallback((inputs, labels), RADII, batch_size=10, steps=2)
+    history = model.fit(inputs, labels, verbose=0, callbacks=[certify]).history
+    expected = by_hand(model, inputs[:20], labels[:20])
+    np.testing.assert_allclose([history[key][-1] for key in KEYS], expected, rtol=1e-9)
+
+
+def test_the_folded_model_is_compiled_once_and_still_follows_the_model():
+    model = free_model()
+    inputs, labels = data()
+    certify = callbacks.CertifyCallback((inputs, labels), RADII)
+    plains = []
+    watch = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: plains.append(certify._plain))
+    model.fit(inputs, labels, epochs=3, verbose=0, callbacks=[certify, watch])
+    assert len({id(plain) for plain in plains}) == 1
+    # Another model of the same shapes but another activation, and the same callback.
+    other = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)])
+    other.compile("adam", losses.MulticlassHKR())
+    history = other.fit(inputs, labels, verbose=0, callbacks=[certify]).history
+    np.testing.assert_allclose([history[key][-1] for key in KEYS], by_hand(other, inputs, labels), rtol=1e-9)
+
+
+def test_what_cannot_be_certified_fails_before_training():
+    inputs, labels = data()
+    began = []
+    watch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: began.append(epoch))
+    refused = keras.Sequential([keras.Input((8,)), keras.layers.Dense(2, name="wave", activation="exponential")])
+    refused.compile("sgd", losses.MulticlassHKR())
+    cases = [
+        (refused, {}, "'wave'"),
+        (small_model(), {"task": "regression"}, r"has none \(regression\)"),
+        (small_model(), {"validation_data": (inputs[:, :5], labels)}, r"inputs of shape \(None, 8\)"),
+        (small_model(), {"validation_data": (inputs, None)}, "labels y"),
+        (small_model(), {"validation_data": (inputs[:0], labels[:0])}, "at least one sample"),
+        (small_model(), {"rounding": "up"}, 'rounding="exact" or "sound"'),
+    ]
+    for model, options, words in cases:
+        certify = callbacks.CertifyCallback(**{"validation_data": (inputs, labels), "radii": RADII, **options})
+        with pytest.raises(ValueError, match=words):
+            model.fit(inputs, labels, verbose=0, callbacks=[watch, certify])
+    assert not began
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"radii": [-1.0]}, "`radii` to be a list of finite l2 distances"),
+        ({"radii": [0.3, 0.30000001]}, "`radii` that differ in their first six digits. Received: radii="),
+        ({"every": 0}, "`every` to be a positive integer. Received: every=0"),
+        ({"batch_size": 0.5}, "`batch_size` to be a positive integer"),
+        ({"steps": 0}, "`steps` to be a positive integer"),
+        ({"validation_data": iter([])}, "not an iterator, which can be used once"),
+    ],
+)
+def test_bad_arguments_of_the_certify_callback(options, words):
+    with pytest.raises(ValueError, match=words):
+        callbacks.CertifyCallback(**{"validation_data": data(), "radii": RADII, **options})
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [({}, True), ({"units": 5}, False), ({"activation": "elu"}, False), ({"use_bias": False}, False)],
+)
+def test_the_recipe_of_a_fold(change, same):
+    def fold(**options):
+        inputs = keras.Input((8,), name="in")
+        inner_inputs = keras.Input((4,), name="inner")
+        inner = keras.Model(inner_inputs, keras.ops.relu(keras.layers.Dense(2)(inner_inputs)))
+        hidden = keras.layers.Dense(**{"units": 4, "activation": "relu", **options})(inputs)
+        hidden = keras.ops.relu(keras.layers.Dense(4)(hidden) + 1.0)
+        return keras.Model(inputs, inner(hidden), name="net")
+
+    assert (callbacks._recipe(fold()) == callbacks._recipe(fold(**change))) == same

@@ -87,6 +87,9 @@ def test_certified_accuracy():
         np.testing.assert_allclose(shares, [2 / 3, 1 / 3])
     with pytest.raises(ValueError, match="one label a sample"):
         certificate.certified_accuracy(logits, [0, 1], [0.0])
+    for bad in ([-1.0], [np.nan], [], 0.5):
+        with pytest.raises(ValueError, match="Expected `radii` to be a list of finite l2 distances"):
+            certificate.certified_accuracy(logits, labels, bad)
 
 
 def test_class_pairs_of_the_last_layer(rng):
