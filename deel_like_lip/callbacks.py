@@ -9,8 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from deel_like_lip.certificates import Certificate, Rounding, Task, certify_plain, output_names
-from deel_like_lip.evaluation import check_answers, checked_count, checked_radii, evaluate
+from deel_like_lip.certificates import Certificate, Rounding, Task, certify_plain, checked_radii, output_names
+from deel_like_lip.evaluation import check_answers, checked_count, evaluate
 from deel_like_lip.folding import vanilla_model
 from deel_like_lip.renormalization import renormalize
 
