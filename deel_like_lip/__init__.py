@@ -2,22 +2,26 @@
 
 from deel_like_lip import bounds, callbacks, layers, losses, metrics, parametrizations
 from deel_like_lip._version import __version__
-from deel_like_lip.certificates import Certificate, certify
+from deel_like_lip.certificates import Certificate, CertificateError, certify
 from deel_like_lip.evaluation import accuracy_under_attack, certified_accuracy, plot_certified_accuracy
-from deel_like_lip.export import export_saved_model
+from deel_like_lip.export import export_litert, export_onnx, export_saved_model, load_certificate
 from deel_like_lip.folding import vanilla_model
 from deel_like_lip.renormalization import renormalize
 
 __all__ = [
     "Certificate",
+    "CertificateError",
     "__version__",
     "accuracy_under_attack",
     "bounds",
     "callbacks",
     "certified_accuracy",
     "certify",
+    "export_litert",
+    "export_onnx",
     "export_saved_model",
     "layers",
+    "load_certificate",
     "losses",
     "metrics",
     "parametrizations",

@@ -50,7 +50,9 @@ for name in ("keras", "deel_like_lip"):
 import numpy as np
 import tensorflow as tf
 served = tf.saved_model.load(sys.argv[1])
-np.save(sys.argv[3], served.serve(tf.constant(np.load(sys.argv[2]))).numpy())
+images = tf.constant(np.load(sys.argv[2]))
+answers = served.certify(images)
+np.savez(sys.argv[3], logits=served.serve(images), answers=answers["class"], radii=answers["radius"])
 """
 
 
@@ -89,8 +91,8 @@ def main() -> None:
     plot(certificate, logits, test_labels, options.dataset, output / "certified_accuracy.png")
 
     lip.vanilla_model(model).save(output / "plain.keras")
-    lip.export_saved_model(model, output / "served")
-    prove_serving(output, test_images, logits)
+    lip.export_saved_model(model, output / "served", input_range=(0, 1))
+    prove_serving(output, certificate, test_images, logits)
     print(f"\nIn {output}: plain.keras (built-in Keras layers only), served (SavedModel with its certificate inside)")
     print("and certified_accuracy.png")
 
@@ -169,20 +171,27 @@ def plot(certificate: lip.Certificate, logits: Images, labels: Labels, dataset: 
     figure.savefig(path, dpi=150)
 
 
-def prove_serving(output: pathlib.Path, images: Images, logits: Images) -> None:
-    """Loads the SavedModel in a fresh process that has TensorFlow only, and compares predictions."""
-    inputs, outputs = output / "test_images.npy", output / "served_logits.npy"
+def prove_serving(output: pathlib.Path, certificate: lip.Certificate, images: Images, logits: Images) -> None:
+    """Loads the SavedModel in a fresh process that has TensorFlow only, and compares answers and radii."""
+    inputs, outputs = output / "test_images.npy", output / "served.npz"
     np.save(inputs, images)
     command = [sys.executable, "-c", SERVE, str(output / "served"), str(inputs), str(outputs)]
     served = subprocess.run(command, capture_output=True, text=True, check=False)
     if served.returncode:
         raise SystemExit(f"TensorFlow alone could not serve the SavedModel:\n{served.stderr}")
-    difference = float(np.max(np.abs(np.load(outputs) - logits)))
+    with np.load(outputs) as results:
+        difference = float(np.max(np.abs(results["logits"] - logits)))
+        same = np.array_equal(results["answers"], np.argmax(logits, axis=1))
+        excess = float(np.max(results["radii"] - certificate.radius(logits)))
+        radius = float(np.median(results["radii"]))
     inputs.unlink()
     outputs.unlink()
-    print(f"\nThe SavedModel, loaded by TensorFlow alone, differs by at most {difference:.1e} from the trained model")
-    if difference > 1e-4:
-        raise SystemExit("The SavedModel does not predict what the model predicts.")
+    print(
+        f"\nThe SavedModel, loaded by TensorFlow alone, differs by at most {difference:.1e} from the trained model, gives"
+    )
+    print(f"the same answers and a certified radius with each, none above the library's; their median is {radius:.3f}")
+    if difference > 1e-4 or not same or excess > 0:
+        raise SystemExit("The SavedModel does not answer what the model answers.")
 
 
 if __name__ == "__main__":

@@ -278,7 +278,8 @@ class _Walk:
         gamma, absolute = _gamma(terms), effect.constant if operator is None else operator.absolute_norm
         sums = terms * FLOAT32_ROUNDOFF
         of_terms = sums * ((absolute + effect.constant) / 2 + gamma * absolute)
-        relative = of_terms + (_gamma(others + 1) * absolute * (1 + gamma) if terms else _gamma(others) * absolute)
+        # One for each product, and four more where a runtime has multiplied the scale of a later layer into the kernel.
+        relative = of_terms + _gamma(others + 5 if terms else others) * absolute * (1 + gamma)
         offset = (sums * (1 + gamma) + _gamma(others) * (1 + gamma)) * effect.offset
         lost = product_up(2.0 * (terms + others), FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
         rounded_up = 1 + 16 * EPSILON
