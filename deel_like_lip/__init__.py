@@ -3,6 +3,7 @@
 from deel_like_lip import bounds, callbacks, layers, losses, metrics, parametrizations
 from deel_like_lip._version import __version__
 from deel_like_lip.certificates import Certificate, CertificateError, certify
+from deel_like_lip.empirical import empirical_lipschitz
 from deel_like_lip.evaluation import accuracy_under_attack, certified_accuracy, plot_certified_accuracy
 from deel_like_lip.export import export_litert, export_onnx, export_saved_model, load_certificate
 from deel_like_lip.folding import vanilla_model
@@ -17,6 +18,7 @@ __all__ = [
     "callbacks",
     "certified_accuracy",
     "certify",
+    "empirical_lipschitz",
     "export_litert",
     "export_onnx",
     "export_saved_model",

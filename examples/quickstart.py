@@ -186,10 +186,8 @@ def prove_serving(output: pathlib.Path, certificate: lip.Certificate, images: Im
         radius = float(np.median(results["radii"]))
     inputs.unlink()
     outputs.unlink()
-    print(
-        f"\nThe SavedModel, loaded by TensorFlow alone, differs by at most {difference:.1e} from the trained model, gives"
-    )
-    print(f"the same answers and a certified radius with each, none above the library's; their median is {radius:.3f}")
+    print(f"\nThe SavedModel, loaded by TensorFlow alone, differs by at most {difference:.1e} from the trained model.")
+    print(f"It gives the same answers and certified radii, none above the library's; their median is {radius:.3f}")
     if difference > 1e-4 or not same or excess > 0:
         raise SystemExit("The SavedModel does not answer what the model answers.")
 
