@@ -184,6 +184,16 @@ def test_the_attack_is_a_real_one(rng):
     assert np.mean(flipped) > 0.5
 
 
+def test_progress_bar(capsys):
+    model = keras.Sequential(
+        [keras.Input((4,)), layers.SpectralDense(4, activation=layers.MaxMin()), layers.SpectralDense(2)]
+    )
+    lip.certify(model)
+    assert "layer" not in capsys.readouterr().out
+    lip.certify(model, verbose=1)
+    assert "layer" in capsys.readouterr().out
+
+
 def test_edited_weights_are_seen():
     model = keras.Sequential([keras.Input((4,)), layers.SpectralDense(2)])
     model.layers[0].kernel.assign(10 * to_numpy(model.layers[0].kernel))
