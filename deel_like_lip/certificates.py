@@ -32,8 +32,9 @@ _ASSUMES = {
     "sound": (
         "Bounds are upper bounds in float64, rounded outward. Radii hold for the computed outputs at the input and at "
         "every float32 input around it, if the model runs in IEEE float32, rounding to nearest, where results below "
-        "the normal range may be flushed to zero and none overflows; sums may be taken in any order, with or without fused "
-        "multiply-add. Not covered: TF32, bfloat16 or float16 in products, and convolutions by Winograd's or a Fourier transform."
+        "the normal range may be flushed to zero and none overflows; sums may be taken in any order, with or without "
+        "fused multiply-add. Not covered: TF32, bfloat16 or float16 in products, and convolutions by Winograd's or a "
+        "Fourier transform."
     ),
 }
 
