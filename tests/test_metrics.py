@@ -68,7 +68,8 @@ def test_certified_accuracy_multiclass(disjoint_neurons):
 
 
 def test_metrics_agree_with_the_certificate(rng):
-    model = keras.Sequential([keras.Input((6,)), lip.layers.SpectralDense(8), lip.layers.SpectralDense(3)])
+    hidden = lip.layers.SpectralDense(8, activation=lip.layers.MaxMin())
+    model = keras.Sequential([keras.Input((6,)), hidden, lip.layers.SpectralDense(3)])
     inputs, labels = rng.normal(size=(200, 6)).astype("float32"), rng.integers(0, 3, 200)
     outputs, certificate = model.predict(inputs, verbose=0), lip.certify(model)
     metric = metrics.CertifiedAccuracy(0.3, certificate.lipschitz_constant)

@@ -294,8 +294,8 @@ def _global_average_pooling(call: Call) -> Effects:
 
 def image_area(call: Call) -> int | None:
     """Returns the number of positions of the images that a 2D layer takes, if it is known."""
-    _, sizes, _ = _image(call, 2)
-    return None if None in sizes else math.prod(size or 0 for size in sizes)
+    first = call.operation.data_format == "channels_first"
+    return entries(tuple(call.in_shape[axis] for axis in spatial_axes(2, first)))
 
 
 @rule(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D)

@@ -120,7 +120,12 @@ def test_l2_pooling_is_recognised_only_where_it_is_sound():
     def pooling(x, **options):
         return ops.sqrt(layers.Rescaling(4.0)(layers.AveragePooling2D(2, **options)(ops.square(x))))
 
+    def everywhere(x, **options):
+        return ops.sqrt(layers.Rescaling(16.0)(layers.GlobalAveragePooling2D(**options)(ops.square(x))))
+
     assert constant(pooling, (4, 4, 1)) == pytest.approx(1)
+    assert constant(everywhere, (4, 4, 3)) == pytest.approx(1)
+    assert constant(lambda x: everywhere(x, keepdims=True), (4, 4, 3)) == pytest.approx(1)
     assert constant(lambda x: pooling(x, strides=1), (4, 4, 1)) == pytest.approx(2)
     for refused in (
         lambda x: pooling(x, padding="same"),

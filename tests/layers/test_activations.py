@@ -113,8 +113,8 @@ def test_in_a_plain_keras_layer(rng):
 @pytest.mark.parametrize(
     ("activation", "words"),
     [
-        ("gelu", "'gelu' has the Lipschitz constant 1.13"),
-        ("silu", "Lipschitz constant 1.1"),
+        ("gelu", "'gelu' has the Lipschitz constant 1.129"),
+        ("silu", "Lipschitz constant 1.0999"),
         ("selu", "Lipschitz constant 1.7581"),
         ("exponential", "'exponential' has no known Lipschitz constant"),
         (lambda x: 2 * x, "has no known Lipschitz constant"),
@@ -130,7 +130,7 @@ def test_an_activation_above_one_is_refused(activation, words, layer_class):
 
 
 def test_an_activation_above_one_is_refused_in_convolutions():
-    with pytest.raises(ValueError, match="`activation` of LipConv2D.*'gelu' has the Lipschitz constant 1.13"):
+    with pytest.raises(ValueError, match="`activation` of LipConv2D.*'gelu' has the Lipschitz constant 1.129"):
         layers.LipConv2D(4, 3, activation="gelu")
 
 
