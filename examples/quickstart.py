@@ -156,19 +156,10 @@ def print_accuracy(certificate: lip.Certificate, logits: Images, labels: Labels,
 
 
 def plot(certificate: lip.Certificate, logits: Images, labels: Labels, dataset: str, path: pathlib.Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     radii = np.linspace(0, 1.6 * SETTINGS[dataset].radii[-1], 400).tolist()
     shares = certificate.certified_accuracy(logits, labels, radii)
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-    axes.plot(radii, 100 * shares)
-    axes.set(xlim=(0, radii[-1]), ylim=(0, 100), xlabel="l2 radius", ylabel="certified accuracy, %")
-    axes.set_title(f"{dataset}: no perturbation within the radius changes the answer", fontsize=10)
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    title = f"{dataset}: no perturbation within the radius changes the answer"
+    lip.plot_certified_accuracy(radii, shares, path=path, unit="pixels in [0, 1]", title=title)
 
 
 def prove_serving(output: pathlib.Path, certificate: lip.Certificate, images: Images, logits: Images) -> None:
