@@ -149,7 +149,7 @@ def explicit(model, shape):
 @pytest.mark.parametrize(("kind", "rank"), list(itertools.product(KINDS, (1, 2, 3))))
 def test_bounds_of_layers_are_the_norms_of_what_they_compute(kind, rank):
     count = 0
-    for seed in range(12):
+    for seed in range(8):
         built = layer_of(kind, rank, seed)
         if built is None:
             return
@@ -164,7 +164,7 @@ def test_bounds_of_layers_are_the_norms_of_what_they_compute(kind, rank):
         bound = bound_graph(model).constant
         assert exact * (1 - 1e-6) <= bound <= exact * (1 + 1e-5) + 1e-12, (layer.get_config(), shape, exact, bound)
         count += 1
-    assert count >= 8
+    assert count >= 5
 
 
 def test_channels_first_is_the_same_operator(rng):
