@@ -220,7 +220,7 @@ class _Walk:
         # Its own constant is that of the same effects on their own.
         own = product_up(*(effect.constant for effect in effects))
         if len(effects) > 1 and all(effect.operator is not None for effect in effects):
-            own = min(own, *(map_.norm for map_ in tensor.maps if map_.source is source))
+            own = min([own, *(map_.norm for map_ in tensor.maps if map_.source is source)])
         lines = tensor.lines
         if not (is_op(call.operation) and own == 1 and _only_moves(effects)):
             self.table.append(LayerBound(call.operation.name, kind, own, tensor.constant))

@@ -40,6 +40,10 @@ LINEAR = {
     "SeparableConv2D": (lambda x: layers.SeparableConv2D(4, 3, padding="same", depth_multiplier=2)(x), IMAGE),
     "convolution, then normalization": (lambda x: normalization()(layers.Conv2D(4, 3, padding="same")(x)), IMAGE),
     "normalization, then convolution": (lambda x: layers.Conv2D(4, 3, padding="same")(normalization()(x)), IMAGE),
+    "several linear layers, then separable ones": (
+        lambda x: layers.SeparableConv2D(3, 2, padding="same")(normalization()(layers.Conv2D(2, 3)(x))),
+        IMAGE,
+    ),
     "convolution, then 1x1": (lambda x: layers.Dense(5)(layers.Conv2D(4, 3)(x)), IMAGE),
     "a residual convolution": (lambda x: layers.Add()([x, layers.Conv2D(3, 3, padding="same")(x)]), IMAGE),
     "a residual of several": (
