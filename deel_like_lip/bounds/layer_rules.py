@@ -219,7 +219,7 @@ def _transposed_convolution(call: Call) -> Effects:
 
 
 @rule(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
-def _max_pooling(call: Call) -> Effects:
+def max_pooling(call: Call) -> Effects:
     # Each output moves by at most the l2 norm of the change under its window.
     return [Effect(root_up(float(window_overlap(call))))]
 
@@ -239,7 +239,7 @@ def window_overlap(call: Call) -> int:
 
 
 @rule(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
-def _average_pooling(call: Call) -> Effects:
+def average_pooling(call: Call) -> Effects:
     layer = call.operation
     rank, area = len(layer.pool_size), math.prod(layer.pool_size)
     first, sizes, _ = _image(call, rank)
@@ -271,6 +271,33 @@ def _average_pooling(call: Call) -> Effects:
 def _pads_unevenly(axis: Axis) -> bool:
     total = (axis.outputs or 0) * axis.stride - axis.stride + axis.taps - (axis.size or 0)
     return max(total, 0) % 2 == 1
+
+
+@rule(layers.AdaptiveMaxPooling1D, layers.AdaptiveMaxPooling2D, layers.AdaptiveMaxPooling3D)
+def _adaptive_max_pooling(call: Call) -> Effects:
+    overlaps = [int(np.max(np.sum(matrix > 0, axis=0))) for matrix in _adaptive_matrices(call).values()]
+    return [Effect(root_up(float(math.prod(overlaps))))]
+
+
+@rule(layers.AdaptiveAveragePooling1D, layers.AdaptiveAveragePooling2D, layers.AdaptiveAveragePooling3D)
+def _adaptive_average_pooling(call: Call) -> Effects:
+    return [linear(Separable(call.in_shape, call.out_shape, _adaptive_matrices(call)), roundings=4)]
+
+
+def _adaptive_matrices(call: Call) -> dict[int, Array]:
+    """Returns the means along each axis: output i of m is that of inputs `floor(i n / m)` to `ceil((i + 1) n / m)`."""
+    layer = call.operation
+    first = layer.data_format == "channels_first"
+    matrices = {}
+    for axis, outputs in zip(spatial_axes(len(layer.output_size), first), layer.output_size, strict=True):
+        size = call.in_shape[axis]
+        if size is None:
+            raise call.refuse("its constant depends on the size of its input, which is not known.")
+        matrices[axis] = np.zeros((outputs, size))
+        for index, row in enumerate(matrices[axis]):
+            start, stop = index * size // outputs, -(-(index + 1) * size // outputs)
+            row[start:stop] = 1 / (stop - start)
+    return matrices
 
 
 @rule(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)
@@ -523,6 +550,19 @@ def _layer_normalization(call: Call) -> Effects:
         raise call.refuse("without a positive `epsilon` it has no finite constant.")
     gamma = 1.0 if layer.gamma is None else float(np.max(np.abs(weight(call, layer.gamma))))
     constant = product_up(gamma, up(up(1 / math.sqrt(layer.epsilon)) * (1 + 4 * EPSILON)))
+    return [Effect(constant, roundings=None, offset=math.inf, keeps_sizes=True)]
+
+
+@rule(layers.RMSNormalization)
+def _rms_normalization(call: Call) -> Effects:
+    """`scale x / sqrt(|x|^2 / n + epsilon)`: the argument of `_layer_normalization`, without the centring."""
+    layer = call.operation
+    for axis in layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]:
+        not_the_batch(call, axis, "normalises")
+    if layer.epsilon <= 0:
+        raise call.refuse("without a positive `epsilon` it has no finite constant.")
+    scale = float(np.max(np.abs(weight(call, layer.scale))))
+    constant = product_up(scale, up(up(1 / math.sqrt(layer.epsilon)) * (1 + 4 * EPSILON)))
     return [Effect(constant, roundings=None, offset=math.inf, keeps_sizes=True)]
 
 

@@ -1,6 +1,8 @@
 """Bound rules for the ops of `keras.ops`, which functional models contain as they are."""
 
+import dataclasses
 import math
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +12,14 @@ import numpy.typing as npt
 
 from deel_like_lip._geometry import entries
 from deel_like_lip.bounds.activations import Activation, known_activation, rectifier
-from deel_like_lip.bounds.layer_rules import activation_effects, not_the_batch, picked, scaled
+from deel_like_lip.bounds.layer_rules import (
+    activation_effects,
+    average_pooling,
+    max_pooling,
+    not_the_batch,
+    picked,
+    scaled,
+)
 from deel_like_lip.bounds.operators import Pick, Separable, mean_matrix
 from deel_like_lip.bounds.rounding import EPSILON, norm_up, product_up, root_up, up
 from deel_like_lip.bounds.rules import Call, Combination, Effect, linear, rule
@@ -225,6 +234,58 @@ def _largest(call: Call) -> Effects:
 # --- ops that move values --------------------------------------------------------------------------------------------
 
 
+@rule("Norm")
+def _norm(call: Call) -> Effects:
+    _reduced_axes(call)
+    if call.operation.ord not in (None, 2, "fro") or (call.operation.ord == 2 and len(call.operation.axis) > 1):
+        raise call.refuse(f"there is no bound for the norm of order {call.operation.ord!r}.")
+    # Each slice is 1-Lipschitz, and slices share no value.
+    return [Effect(1.0, roundings=None, offset=math.inf)]
+
+
+@rule("Logsumexp")
+def _logsumexp(call: Call) -> Effects:
+    # The gradient is a softmax, of norm at most 1.
+    _reduced_axes(call)
+    return [Effect(1.0, roundings=None, offset=math.inf)]
+
+
+@rule("MaxPool", "AveragePool")
+def _pool(call: Call) -> Effects:
+    operation = call.operation
+    rank = len(call.in_shape) - 1
+    windows, strides = (
+        (value,) * rank if isinstance(value, int) else tuple(value)
+        for value in (operation.pool_size, operation.strides or operation.pool_size)
+    )
+    layer = types.SimpleNamespace(
+        name=operation.name,
+        pool_size=windows,
+        strides=strides,
+        padding=operation.padding,
+        data_format=operation.data_format or keras.config.image_data_format(),
+    )
+    pooling = max_pooling if type(operation).__name__ == "MaxPool" else average_pooling
+    return pooling(dataclasses.replace(call, operation=layer))
+
+
+@rule("Cast")
+def _cast(call: Call) -> Effects:
+    if call.operation.dtype not in ("float32", "float64"):
+        raise call.refuse(f"it rounds to the type {call.operation.dtype}.")
+    return []
+
+
+@rule("Copy", "StopGradient")
+def _nothing(call: Call) -> Effects:
+    return []
+
+
+@rule("DepthToSpace", "SpaceToDepth")
+def _permutation(call: Call) -> Effects:
+    return picked(call, None)
+
+
 @rule("Reshape")
 def _reshape(call: Call) -> Effects:
     before, after = entries(call.in_shape), entries(call.out_shape)
@@ -286,7 +347,7 @@ def _pad(call: Call) -> Effects:
     return _moved(lambda call: lambda array: np.pad(array, operation.pad_width, operation.mode, **options))(call)
 
 
-@rule("Split")
+@rule("Split", "Unstack")
 def _split(call: Call) -> Effects:
     # Each part by itself.
     not_the_batch(call, call.operation.axis, "splits")
