@@ -31,6 +31,7 @@ import numpy.typing as npt
 
 import deel_like_lip as lip
 from deel_like_lip.empirical import empirical_lipschitz
+from examples.quickstart import load
 from tests.attacks import Target, carlini_wagner, deepfool, nearest, pgd
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns of each new batch size
@@ -105,9 +106,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.images < 1 or options.restarts < 1:
         parser.error("--images and --restarts must be positive")
-    sets = {"digits": digits()}
+    sets = {"digits": dataset("digits")}
     if os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")):
-        sets["mnist"] = mnist()
+        sets["mnist"] = dataset("mnist")
     else:
         print("No MNIST: set TFDS_DATA_DIR to where tensorflow-datasets has prepared it. Its nets are left out.")
     print(f"Keras {keras.__version__} on {keras.backend.backend()}, {options.images} images a net\n", flush=True)
@@ -133,26 +134,8 @@ def main() -> int:
     return 1 if broken or not results else 0
 
 
-def digits() -> Data:
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    data = load_digits()
-    images = (data.images / 16).astype("float32")[..., None]
-    train, test, train_labels, test_labels = train_test_split(
-        images, data.target, test_size=0.2, random_state=0, stratify=data.target
-    )
-    return Data((train, train_labels), (test, test_labels))
-
-
-def mnist() -> Data:
-    import tensorflow_datasets as tfds
-
-    def split(name: str) -> tuple[Array, Array]:
-        images, labels = tfds.as_numpy(tfds.load("mnist", split=name, batch_size=-1, as_supervised=True))
-        return images.astype("float32") / 255, labels
-
-    return Data(split("train"), split("test"))
+def dataset(name: str) -> Data:
+    return Data(*load(name))
 
 
 def dense(shape: tuple[int, ...], outputs: int) -> keras.Model:

@@ -300,12 +300,7 @@ class Certificate:
             CertificateError: If the weights are others, or the certificate claims more than can be shown.
         """
         plain = vanilla_model(model)
-        actual = fingerprint(plain)
-        if actual != self.fingerprint:
-            raise CertificateError(
-                f"The certificate of the model '{self.model_name}' was computed from other weights than those of "
-                f"'{model.name}'. Certify the model again. Received: fingerprint {actual}, expected {self.fingerprint}"
-            )
+        self.check_weights(plain)
         again = certify_plain(
             plain,
             task={head.name: head.task for head in self.heads} if len(self.heads) > 1 else self.heads[0].task,
@@ -322,6 +317,19 @@ class Certificate:
             raise CertificateError(
                 f"The certificate of the model '{self.model_name}' claims smaller constants than can be computed from "
                 "the model. Certify the model again."
+            )
+
+    def check_weights(self, plain: keras.Model) -> None:
+        """Checks that a folded model has the weights that were certified, which is quick, and no more than that.
+
+        Raises:
+            CertificateError: If the weights are others.
+        """
+        actual = fingerprint(plain)
+        if actual != self.fingerprint:
+            raise CertificateError(
+                f"The certificate of the model '{self.model_name}' was computed from other weights than those of "
+                f"'{plain.name}'. Certify the model again. Received: fingerprint {actual}, expected {self.fingerprint}"
             )
 
     def summary(self) -> str:

@@ -11,10 +11,8 @@ import numpy.typing as npt
 
 from deel_like_lip.certificates import (
     Certificate,
-    CertificateError,
     certify_plain,
     checked_radii,
-    fingerprint,
     output_names,
 )
 from deel_like_lip.folding import vanilla_model
@@ -67,12 +65,8 @@ def certified_accuracy(
     plain = vanilla_model(model)
     if certificate is None:
         certificate = certify_plain(plain, names=output_names(model), verbose=verbose)
-    elif (actual := fingerprint(plain)) != certificate.fingerprint:
-        raise CertificateError(
-            f"The certificate of the model '{certificate.model_name}' was computed from other weights than those of "
-            f"'{model.name}'. Certify the model again. Received: fingerprint {actual}, expected "
-            f"{certificate.fingerprint}"
-        )
+    else:
+        certificate.check_weights(plain)
     return evaluate(plain, certificate, data, radii, batch_size=batch_size, steps=steps, verbose=verbose)
 
 

@@ -15,7 +15,7 @@ import keras
 
 from deel_like_lip import _writers
 from deel_like_lip._radius_graph import output_name, radius_model
-from deel_like_lip.certificates import Certificate, CertificateError, certify_plain, fingerprint, output_names
+from deel_like_lip.certificates import Certificate, CertificateError, certify_plain, output_names
 from deel_like_lip.folding import vanilla_model
 
 # Where the certificate is: a file in a SavedModel, a property of an ONNX file, and in LiteRT a file in a zip archive
@@ -70,10 +70,7 @@ def export_saved_model(
     Example:
         >>> export_saved_model(model, "served", rounding="sound")
     """
-    if not _installed("tensorflow"):
-        raise ModuleNotFoundError(
-            "`export_saved_model` needs TensorFlow, whatever the Keras backend: pip install 'deel-like-lip[tensorflow]'"
-        )
+    _require_tensorflow("export_saved_model")
     target = pathlib.Path(path)
     if target.exists() and not (target / "saved_model.pb").is_file() and not _is_empty_folder(target):
         raise FileExistsError(f"`export_saved_model` does not replace what is no SavedModel. Received: path={target}")
@@ -179,10 +176,7 @@ def export_litert(
     Example:
         >>> export_litert(model, "served.tflite", task="multilabel")
     """
-    if not _installed("tensorflow"):
-        raise ModuleNotFoundError(
-            "`export_litert` needs TensorFlow, whatever the Keras backend: pip install 'deel-like-lip[tensorflow]'"
-        )
+    _require_tensorflow("export_litert")
     target = _file_target("export_litert", path, ".tflite", "LiteRT file", _is_litert)
 
     def finish(file: pathlib.Path, result: Certificate, names: _Names) -> None:
@@ -291,11 +285,12 @@ def _check_certificate(certificate: Certificate, plain: keras.Model, certify_opt
             "Expected a `certificate` or options to certify with, not both. "
             f"Received: certificate and {', '.join(certify_options)}"
         )
+    certificate.check_weights(plain)
     shapes = [tuple(tensor.shape[1:]) for tensor in plain.outputs]
-    if fingerprint(plain) != certificate.fingerprint or [head.shape for head in certificate.heads] != shapes:
+    if [head.shape for head in certificate.heads] != shapes:
         raise CertificateError(
-            f"The certificate of the model '{certificate.model_name}' was computed from other weights than those of "
-            f"'{plain.name}'. Certify the model again."
+            f"The certificate of the model '{certificate.model_name}' is for outputs of other shapes than those of "
+            f"'{plain.name}', {shapes}. Certify the model again."
         )
 
 
@@ -349,6 +344,13 @@ def _exchange(first: pathlib.Path, second: pathlib.Path) -> bool:
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
     return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+
+
+def _require_tensorflow(function: str) -> None:
+    if not _installed("tensorflow"):
+        raise ModuleNotFoundError(
+            f"`{function}` needs TensorFlow, whatever the Keras backend: pip install 'deel-like-lip[tensorflow]'"
+        )
 
 
 def _installed(*packages: str) -> bool:

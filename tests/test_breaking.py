@@ -14,7 +14,7 @@ def net(request):
     """A trained net, its test images, and what became of it."""
     keras.utils.set_random_seed(7)
     (recipe,) = [recipe for recipe in breaking.RECIPES if recipe.name == request.param]
-    data = breaking.digits()
+    data = breaking.dataset("digits")
     model = breaking.train(recipe._replace(epochs=4), data)
     return model, data.test, breaking.attack(recipe.name, model, *data.test, count=50, restarts=3)
 

@@ -134,12 +134,10 @@ def grouped_convolution_bound(kernels: Array, axes: Sequence[Axis]) -> float:
     if any(axis.outputs == 0 or axis.size == 0 for axis in axes):
         return 0.0
     inputs, outputs = kernels.shape[-2:]
-    overlap = max_overlap(*([getattr(axis, name) for axis in axes] for name in ("taps", "stride", "dilation")))
     covered = all(axis.torus() is not None or not axis.circular for axis in axes)
     bounds = [math.inf]
     if covered:  # otherwise windows that wrap around may meet an input more often
-        reshaped = spectral_norm_bound(kernels.reshape(len(kernels), -1, outputs))
-        bounds.append(product_up(root_up(overlap), reshaped))
+        bounds.append(overlap_bound(kernels, axes))
     sizes = [(axis.size, axis.outputs) for axis in axes]
     if all(None not in pair for pair in sizes):
         small = min(
@@ -147,9 +145,19 @@ def grouped_convolution_bound(kernels: Array, axes: Sequence[Axis]) -> float:
         )
         if small <= _LARGEST_EXPLICIT:
             return min(min(bounds), max(_explicit_norm_bound(kernel, axes) for kernel in kernels))
-    if covered and overlap > 1:
+    if covered and _overlap(axes) > 1:
         bounds.append(_symbol_norm_bound(kernels, axes))
     return min(bounds)
+
+
+def overlap_bound(kernels: Array, axes: Sequence[Axis]) -> float:
+    """Returns the norm of the reshaped kernels times the root of the number of taps that can meet one input."""
+    reshaped = spectral_norm_bound(kernels.reshape(len(kernels), -1, kernels.shape[-1]))
+    return product_up(root_up(float(_overlap(axes))), reshaped)
+
+
+def _overlap(axes: Sequence[Axis]) -> int:
+    return max_overlap(*([getattr(axis, name) for axis in axes] for name in ("taps", "stride", "dilation")))
 
 
 # --- operators that are written out ----------------------------------------------------------------------------------

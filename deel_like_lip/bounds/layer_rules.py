@@ -53,20 +53,19 @@ def picked(call: Call, pick: Callable[[Any], Any] | None, repeats: int = 1, *, k
         repeats: How often a value may occur in the output, where sizes are not known.
         keeps_sizes: As in `Effect`.
     """
-    operator = None
+    operator = Pick(call.in_shape, call.out_shape, repeats)
     count = entries(call.in_shape)
     if pick is not None and count is not None:
         # On two samples: nothing may pass from one to the other.
         samples: Any = np.arange(2 * count).reshape(2, *call.in_shape)
         both, one = pick(samples), pick(samples[:1])
-        shifted = np.where(one >= 0, one + samples[0].size, -1)
+        shifted = np.where(one >= 0, one + count, -1)
         if np.shape(both)[:1] != (2,) or not np.array_equal(both, np.concatenate([one, shifted])):
             raise call.refuse("it moves values from one sample to another.")
-        operator = Pick.of(call.in_shape, tuple(one.shape[1:]), pick)
-    if operator is None:
-        operator = Pick(call.in_shape, call.out_shape, repeats)
-    elif any(size not in (None, own) for size, own in zip(call.out_shape, operator.out_shape, strict=True)):
-        raise call.refuse(f"its output has the shape {call.out_shape}, and not {operator.out_shape}.")
+        if any(size not in (None, own) for size, own in zip(call.out_shape, one.shape[1:], strict=True)):
+            raise call.refuse(f"its output has the shape {call.out_shape}, and not {one.shape[1:]}.")
+        repeats = int(np.max(np.bincount(one[one >= 0]), initial=0))
+        operator = Pick(call.in_shape, tuple(one.shape[1:]), repeats, pick)
     return [linear(operator, keeps_sizes=keeps_sizes)]
 
 
@@ -81,11 +80,15 @@ def _activated(call: Call, effect: Effect) -> Effects:
 
 def _bias_offset(call: Call, bias: Any) -> float:
     """Returns the l2 norm of a bias that is added to the whole output."""
-    if bias is None:
+    return 0.0 if bias is None else spread_norm(call, weight(call, bias))
+
+
+def spread_norm(call: Call, array: Array) -> float:
+    """Returns an upper bound of the l2 norm of an array that is repeated to fill the output."""
+    norm, outputs = norm_up(array), entries(call.out_shape)
+    if norm == 0:
         return 0.0
-    array = weight(call, bias)
-    outputs = entries(call.out_shape)
-    return math.inf if outputs is None else product_up(norm_up(array), root_up(outputs / max(array.size, 1)))
+    return math.inf if outputs is None else product_up(norm, root_up(outputs / array.size))
 
 
 @rule(layers.Dense)
@@ -459,13 +462,17 @@ def not_the_batch(call: Call, axis: int, does: str) -> None:
 @rule(layers.Rescaling)
 def _rescaling(call: Call) -> Effects:
     scale, offset = (np.asarray(value, np.float64) for value in (call.operation.scale, call.operation.offset))
-    sizes = call.input_shape[:0:-1]
     for array in (scale, offset):
         # (Keras states the input's shape as the output's even where the scale repeats values.)
-        fits = all(own in (1, size) for own, size in zip(array.shape[::-1], sizes, strict=False))
-        if array.ndim > len(sizes) or not fits:
+        if repeats_values(call, array):
             raise call.refuse(f"it repeats values to fit its scale or offset, of shape {array.shape}.")
     return [scaled(call, scale, offset, roundings=2, keeps_sizes=True)]
+
+
+def repeats_values(call: Call, array: Array) -> bool:
+    """Whether values of a sample are repeated to fit an array that an operation combines with it."""
+    sizes = zip(array.shape[::-1], call.in_shape[::-1], strict=False)
+    return array.ndim > len(call.in_shape) or any(own not in (1, size) for own, size in sizes)
 
 
 def scaled(
@@ -475,11 +482,7 @@ def scaled(
     if np.any(factors.astype(np.float32) != factors):
         error += FLOAT32_ROUNDOFF
     operator = Scale(call.in_shape, call.out_shape, factors, error)
-    norm = norm_up(np.abs(offset))
-    if norm:
-        outputs = entries(call.out_shape)
-        norm = math.inf if outputs is None else product_up(norm, root_up(outputs / offset.size))
-    return linear(operator, offset=norm, roundings=roundings, keeps_sizes=keeps_sizes)
+    return linear(operator, offset=spread_norm(call, offset), roundings=roundings, keeps_sizes=keeps_sizes)
 
 
 @rule(layers.BatchNormalization)
@@ -504,12 +507,8 @@ def _per_channel(call: Call, axis: int, factors: Array, added: Array) -> Effect:
     shape = [1] * len(call.in_shape)
     shape[axis % len(call.input_shape) - 1] = factors.size
     operator = Scale(call.in_shape, call.out_shape, factors.reshape(shape), 8 * EPSILON)
-    count, offset = entries(call.in_shape), norm_up(added)
-    positions = math.inf if count is None else count / factors.size
     # Backends compute it in different orders; a dozen roundings cover all of them.
-    return linear(
-        operator, offset=product_up(offset, root_up(positions)) if offset else 0.0, roundings=12, keeps_sizes=True
-    )
+    return linear(operator, offset=spread_norm(call, added), roundings=12, keeps_sizes=True)
 
 
 @rule(layers.Normalization)
@@ -525,7 +524,7 @@ def _normalization(call: Call) -> Effects:
     factors = deviation if layer.invert else 1 / deviation
     offset = mean if layer.invert else mean / deviation
     shape = mean.shape[1:]
-    if any(own not in (1, size) for own, size in zip(shape, call.in_shape, strict=True)):
+    if repeats_values(call, mean[0]):
         raise call.refuse(f"it repeats values to fit its statistics, of shape {mean.shape}.")
     # (The square root is taken in float32.)
     factors, offset = factors.reshape(shape), np.broadcast_to(offset, mean.shape).reshape(shape)
@@ -533,9 +532,9 @@ def _normalization(call: Call) -> Effects:
     return [scaled(call, factors, offset, error=error, roundings=8, keeps_sizes=True)]
 
 
-@rule(layers.LayerNormalization, layers.GroupNormalization)
-def _layer_normalization(call: Call) -> Effects:
-    """`gamma z / sqrt(|z|^2 / n + epsilon) + beta` of the centred input z, on groups of n values.
+@rule(layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization)
+def _normalization_of_samples(call: Call) -> Effects:
+    """`gamma z / sqrt(|z|^2 / n + epsilon) + beta` on groups of n values, where z is the input, for most centred.
 
     With s the root, the Jacobian is `gamma (I - z z^T / (n s^2)) P / s` for the projection P that centres, and the
     eigenvalues of the bracket lie in [0, 1]: its norm is at most `|gamma| / sqrt(epsilon)`.
@@ -543,26 +542,13 @@ def _layer_normalization(call: Call) -> Effects:
     layer = call.operation
     if getattr(layer, "rms_scaling", False):
         raise call.refuse("with `rms_scaling` it divides by a deviation what it has not centred, and has no constant.")
-    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
-    for axis in axes:
-        not_the_batch(call, axis, "normalises")
-    if layer.epsilon <= 0:
-        raise call.refuse("without a positive `epsilon` it has no finite constant.")
-    gamma = 1.0 if layer.gamma is None else float(np.max(np.abs(weight(call, layer.gamma))))
-    constant = product_up(gamma, up(up(1 / math.sqrt(layer.epsilon)) * (1 + 4 * EPSILON)))
-    return [Effect(constant, roundings=None, offset=math.inf, keeps_sizes=True)]
-
-
-@rule(layers.RMSNormalization)
-def _rms_normalization(call: Call) -> Effects:
-    """`scale x / sqrt(|x|^2 / n + epsilon)`: the argument of `_layer_normalization`, without the centring."""
-    layer = call.operation
     for axis in layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]:
         not_the_batch(call, axis, "normalises")
     if layer.epsilon <= 0:
         raise call.refuse("without a positive `epsilon` it has no finite constant.")
-    scale = float(np.max(np.abs(weight(call, layer.scale))))
-    constant = product_up(scale, up(up(1 / math.sqrt(layer.epsilon)) * (1 + 4 * EPSILON)))
+    factors = layer.scale if type(layer) is layers.RMSNormalization else layer.gamma
+    gamma = 1.0 if factors is None else float(np.max(np.abs(weight(call, factors))))
+    constant = product_up(gamma, up(up(1 / math.sqrt(layer.epsilon)) * (1 + 4 * EPSILON)))
     return [Effect(constant, roundings=None, offset=math.inf, keeps_sizes=True)]
 
 

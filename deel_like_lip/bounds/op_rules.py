@@ -18,10 +18,12 @@ from deel_like_lip.bounds.layer_rules import (
     max_pooling,
     not_the_batch,
     picked,
+    repeats_values,
     scaled,
+    spread_norm,
 )
 from deel_like_lip.bounds.operators import Pick, Separable, mean_matrix
-from deel_like_lip.bounds.rounding import EPSILON, norm_up, product_up, root_up, up
+from deel_like_lip.bounds.rounding import EPSILON, up
 from deel_like_lip.bounds.rules import Call, Combination, Effect, linear, rule
 
 Effects = Sequence[Effect]
@@ -95,7 +97,7 @@ def _absolute(call: Call) -> Effects:
 @rule("Clip")
 def _clip(call: Call) -> Effects:
     nearest = np.clip(np.zeros(()), _constant(call, call.operation.x_min), _constant(call, call.operation.x_max))
-    return [Effect(1.0, offset=_spread(call, nearest), keeps_sizes=True)]
+    return [Effect(1.0, offset=spread_norm(call, nearest), keeps_sizes=True)]
 
 
 @rule("Sort")
@@ -121,35 +123,18 @@ def _constant(call: Call, value: Any) -> Array:
 
 
 def _operands(call: Call) -> tuple[Array | None, Array | None]:
-    """Returns the two operands of an op, None for tensors."""
+    """Returns the two operands of an op, None for tensors, and constants without their batch axis."""
     values = call.argument(0, "x1"), call.argument(1, "x2")
-    first, second = (None if isinstance(value, keras.KerasTensor) else _constant(call, value) for value in values)
-    for array in (first, second):
-        if array is not None and _repeats_values(call, array):
-            raise call.refuse(f"it repeats values to fit a constant of shape {array.shape}.")
+    first, second = (None if isinstance(value, keras.KerasTensor) else _operand(call, value) for value in values)
     return first, second
 
 
-def _repeats_values(call: Call, array: Array) -> bool:
-    sizes = call.in_shape[::-1]
-    own = array.shape[::-1]
-    if len(own) > len(sizes):  # a batch axis, or more
-        return own[len(sizes) :] != (1,) or _repeats_values(call, array[0])
-    return any(size != 1 and size != other for size, other in zip(own, sizes, strict=False))
-
-
-def _sample(call: Call, array: Array) -> Array:
-    """Drops the batch axis of a constant."""
-    return array[0] if array.ndim > len(call.in_shape) else array
-
-
-def _spread(call: Call, array: Array) -> float:
-    """Returns the l2 norm of a constant that broadcasts to the output."""
-    norm = norm_up(array)
-    outputs = entries(call.out_shape)
-    if norm == 0 or outputs is None:
-        return norm if norm == 0 else math.inf
-    return product_up(norm, root_up(outputs / array.size))
+def _operand(call: Call, value: Any) -> Array:
+    array = _constant(call, value)
+    sample = array[0] if array.shape[:1] == (1,) and array.ndim == len(call.input_shape) else array
+    if repeats_values(call, sample):
+        raise call.refuse(f"it repeats values to fit a constant of shape {array.shape}.")
+    return sample
 
 
 @rule("Add", "Subtract")
@@ -161,7 +146,7 @@ def _add(call: Call) -> Effects | Combination:
     factor = np.array(sign if first is not None else 1.0)
     added = first if first is not None else second
     assert added is not None
-    return [scaled(call, factor, _sample(call, added), roundings=1, keeps_sizes=True)]
+    return [scaled(call, factor, added, roundings=1, keeps_sizes=True)]
 
 
 @rule("Negative")
@@ -175,7 +160,7 @@ def _multiply(call: Call) -> Effects:
     factors = first if first is not None else second
     if factors is None:
         raise call.refuse("the product of two tensors has no finite Lipschitz constant.")
-    return [scaled(call, _sample(call, factors), np.zeros(()), roundings=1, keeps_sizes=True)]
+    return [scaled(call, factors, np.zeros(()), roundings=1, keeps_sizes=True)]
 
 
 @rule("Divide", "TrueDivide")
@@ -183,7 +168,7 @@ def _divide(call: Call) -> Effects:
     first, second = _operands(call)
     if first is not None or second is None or np.any(second == 0):
         raise call.refuse("only division by constants that are not 0 has a finite Lipschitz constant.")
-    factors = 1 / _sample(call, second)
+    factors = 1 / second
     return [scaled(call, factors, np.zeros(()), error=2 * EPSILON, roundings=2, keeps_sizes=True)]
 
 
@@ -194,7 +179,7 @@ def _extremum(call: Call) -> Effects | Combination:
         return Combination("extremum")
     other = first if first is not None else second
     assert other is not None
-    return [Effect(1.0, offset=_spread(call, other), keeps_sizes=True)]
+    return [Effect(1.0, offset=spread_norm(call, other), keeps_sizes=True)]
 
 
 # --- reductions ------------------------------------------------------------------------------------------------------

@@ -7,14 +7,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deel_like_lip._geometry import entries, max_overlap
 from deel_like_lip._typing import Shape
-from deel_like_lip.bounds.convolution import Axis, explicit_matrix, grouped_convolution_bound
+from deel_like_lip.bounds.convolution import Axis, explicit_matrix, grouped_convolution_bound, overlap_bound
 from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.rounding import EPSILON, norm_up, product_up, root_up, up
 
@@ -67,17 +65,6 @@ class Pick(Operator):
 
     repeats: int = 1
     pick: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]] | None = None
-
-    @classmethod
-    def of(cls, in_shape: Shape, out_shape: Shape, pick: Callable[[Any], Any]) -> "Pick | None":
-        """Makes the operator from its effect on arrays, or None where sizes are not known."""
-        count = entries(in_shape)
-        if count is None:
-            return None
-        indices = pick(np.arange(count).reshape(1, *in_shape))
-        used = indices[indices >= 0]
-        repeats = int(np.max(np.bincount(used.reshape(-1)), initial=0))
-        return cls(in_shape, out_shape, repeats, pick)
 
     @functools.cached_property
     def norm(self) -> float:
@@ -194,7 +181,6 @@ class Separable(Operator):
     Attributes:
         matrices: The matrix of each axis of the sample that has one, shape `(outputs, inputs)`.
         drop: Whether these axes are dropped from the output.
-        error: Relative error of an entry.
     """
 
     matrices: dict[int, Array]
@@ -250,12 +236,8 @@ class Convolution(Operator):
 
     @functools.cached_property
     def absolute_norm(self) -> float:
-        # The root of the largest row sum times the largest column sum bounds the norm for all sizes at once, and so
-        # does the overlap of windows.
         kernels = np.abs(self.kernels)
-        overlap = max_overlap(*([getattr(axis, name) for axis in self.axes] for name in ("taps", "stride", "dilation")))
-        reshaped = spectral_norm_bound(kernels.reshape(len(kernels), -1, kernels.shape[-1]))
-        bound = product_up(root_up(float(overlap)), reshaped)
+        bound = overlap_bound(kernels, self.axes)
         if all(axis.stride == 1 for axis in self.axes):
             # Entry by entry, no symbol exceeds the sum of the absolute taps.
             spatial = tuple(range(1, kernels.ndim - 2))
