@@ -1,71 +1,394 @@
-"""Time of a training step against plain Keras of the same widths, alternating in one process.
+"""What a 1-Lipschitz network costs beside plain Keras: training step, first step, prediction and memory.
 
-    KERAS_BACKEND=jax python benchmarks/step_time.py
+    pip install -e ".[benchmark]"
+    python benchmarks/step_time.py
 
-Prints for each net the median over rounds of the ratio of the two. Machines are noisy: only ratios that are taken in
-turn count.
+One process for each backend times the contenders in turn, so that what else the machine does falls on all of them
+alike. A figure is the ratio to plain Keras with the same widths (relu, max pooling, cross entropy, Adam): the median
+over turns, then the median of three runs with new models each. deel-torchlip runs beside on torch where it is
+installed. Peak memory is taken in processes of their own, above what the imports need.
+
+    python benchmarks/step_time.py --backends jax torch --nets mlp_wide --skip memory
+
+The table goes to the screen, and all figures to a JSON file with the description of the machine.
 """
 
 import argparse
+import datetime
+import importlib.metadata
+import json
 import os
+import pathlib
+import platform
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras
-import numpy as np
+RESULTS = pathlib.Path(__file__).parent / "results"
+# Names of the backends here, and what Keras calls them. Keras compiles with XLA on TensorFlow unless told otherwise.
+BACKENDS = {"tensorflow": "tensorflow", "tensorflow-xla": "tensorflow", "jax": "jax", "torch": "torch"}
+# Net: (shape of the input, batch size, training steps in a turn, turns in a run)
+NETS: dict[str, tuple[tuple[int, ...], int, int, int]] = {
+    "mlp_small": ((784,), 256, 25, 5),
+    "mlp_wide": ((784,), 256, 6, 5),
+    "mnist_cnn": ((28, 28, 1), 256, 6, 5),
+    "vgg": ((32, 32, 3), 128, 1, 3),
+}
+CLASSES = 10
+RUNS = 3
+# Steps before the clock runs. In its first steps Adam moves every entry by the learning rate: kernels then need more
+# projection than in all of the training that follows.
+WARM_UP = {"mlp_small": 50, "mlp_wide": 30, "mnist_cnn": 6, "vgg": 1}
+MEMORY_STEPS = 4
 
-import deel_like_lip as lip
-
-BATCH = 256
-NETS = {"mlp_small": (784, 256, 256, 10), "mlp_wide": (784, 1024, 1024, 1024, 1024, 10)}
+Measured = dict[str, float]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7, help="times that the contenders take turns (default: 7)")
-    parser.add_argument("--steps", type=int, default=20, help="training steps in a turn (default: 20)")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument("--skip", nargs="+", choices=["first", "predict", "memory", "torchlip"], default=[])
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"runs with new models (default: {RUNS})")
+    parser.add_argument("--batch", type=int, help="batch size instead of the net's own")
+    parser.add_argument("--dtype-policy", default="float32", help="such as mixed_bfloat16 (default: float32)")
+    parser.add_argument("--json", type=pathlib.Path, default=RESULTS / "step_time.json", help="default: %(default)s")
+    parser.add_argument("--worker", choices=["times", "memory"], help=argparse.SUPPRESS)
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    print(f"Keras {keras.__version__}, {keras.backend.backend()}, batch {BATCH}: step time against plain Keras")
-    for name, widths in NETS.items():
-        plain = plain_net(widths)
-        contenders = {
-            "layers": (lipschitz_net(widths), []),
-            "and callback": (lipschitz_net(widths), [lip.callbacks.RenormalizeCallback()]),
-        }
-        for model, callbacks in [(plain, []), *contenders.values()]:
-            seconds_per_step(model, callbacks, options.steps)  # compiles
-        ratios: dict[str, list[float]] = {label: [] for label in contenders}
-        for _ in range(options.rounds):
-            reference = seconds_per_step(plain, [], options.steps)
-            for label, (model, callbacks) in contenders.items():
-                ratios[label].append(seconds_per_step(model, callbacks, options.steps) / reference)
-        shown = ", ".join(f"{label} {statistics.median(values):.2f}" for label, values in ratios.items())
-        print(f"{name:10s} plain {1e3 * reference:.1f} ms, ratios: {shown}", flush=True)
-
-
-def plain_net(widths: tuple[int, ...]) -> keras.Model:
-    hidden = [keras.layers.Dense(width, activation="relu") for width in widths[1:-1]]
-    model = keras.Sequential([keras.Input(widths[:1]), *hidden, keras.layers.Dense(widths[-1])])
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return model
-
-
-def lipschitz_net(widths: tuple[int, ...]) -> keras.Model:
-    hidden = [lip.layers.SpectralDense(width, activation=lip.layers.MaxMin()) for width in widths[1:-1]]
-    model = keras.Sequential([keras.Input(widths[:1]), *hidden, lip.layers.SpectralDense(widths[-1])])
-    model.compile("adam", lip.losses.MulticlassHKR())
-    return model
-
-
-def seconds_per_step(model: keras.Model, callbacks: list[keras.callbacks.Callback], steps: int) -> float:
-    rng = np.random.default_rng(0)
-    inputs = rng.normal(size=(BATCH * steps, model.input_shape[1])).astype("float32")
-    labels = rng.integers(0, 10, BATCH * steps)
+    if options.worker:
+        worker(options)
+        return
     start = time.perf_counter()
-    model.fit(inputs, labels, batch_size=BATCH, verbose=0, callbacks=callbacks)
-    return (time.perf_counter() - start) / steps
+    figures: dict[str, dict[str, Measured]] = {}
+    for backend in options.backends:
+        figures[backend] = {}
+        for net in options.nets:
+            measured = subprocess_result("times", backend, net, options)
+            if "memory" not in options.skip:
+                plain, ours = (subprocess_result("memory", backend, net, options, name) for name in ("plain", "layers"))
+                measured["memory"] = ours["bytes"] / plain["bytes"]
+            figures[backend][net] = measured
+            print(f"{backend:15s} {net:10s} " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()), flush=True)
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "runs": options.runs,
+        "batch": options.batch,
+        "dtype_policy": options.dtype_policy,
+        "seconds": round(time.perf_counter() - start),
+        "figures": figures,
+    }
+    print("\n" + table(figures))
+    print(f"\n{report['machine']}; {report['versions']}; {report['seconds']} s")
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def table(figures: dict[str, dict[str, Measured]]) -> str:
+    """Returns a table of ratios to plain Keras, a line for each figure of each net and a column for each backend."""
+    nets = list(dict.fromkeys(net for measured in figures.values() for net in measured))
+    lines = [f"{'':33s}" + "".join(f"{backend:>16s}" for backend in figures)]
+    for net in nets:
+        names = list(dict.fromkeys(name for measured in figures.values() for name in measured.get(net, {})))
+        for name in names:
+            values = [measured.get(net, {}).get(name) for measured in figures.values()]
+            cells = ["" if value is None else f"{value:.2f}" for value in values]
+            lines.append(f"{net:11s}{name:22s}" + "".join(f"{cell:>16s}" for cell in cells))
+    return "\n".join(lines)
+
+
+def subprocess_result(kind: str, backend: str, net: str, options: argparse.Namespace, contender: str = "") -> Measured:
+    """Measures in a process of its own, and returns what that printed in its last line."""
+    command = [
+        sys.executable,
+        __file__,
+        "--worker",
+        kind,
+        "--backends",
+        backend,
+        "--nets",
+        net,
+        "--contender",
+        contender,
+    ]
+    command += ["--runs", str(options.runs), "--dtype-policy", options.dtype_policy]
+    command += ["--batch", str(options.batch)] if options.batch else []
+    command += ["--skip", *options.skip] if options.skip else []
+    environment = {**os.environ, "KERAS_BACKEND": BACKENDS[backend]}
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    result: Measured = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    packages = ("keras", "tensorflow", "jax", "torch", "deel-torchlip", "numpy")
+    installed = {}
+    for package in packages:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+# What follows runs in the processes of the contenders. Keras is imported there only, with the backend that they use.
+
+
+def worker(options: argparse.Namespace) -> None:
+    import keras
+
+    keras.config.set_dtype_policy(options.dtype_policy)
+    (backend,), (net,) = options.backends, options.nets
+    jit = {"tensorflow": False, "tensorflow-xla": True}.get(backend, "auto")
+    _, own_batch, steps, turns = NETS[net]
+    batch = options.batch or own_batch
+    if options.worker == "memory":
+        result = {"bytes": float(peak_memory(net, options.contender, batch, jit))}
+    else:
+        runs = [one_run(net, batch, steps, turns, jit, options.skip) for _ in range(options.runs)]
+        result = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    print(json.dumps(result))
+
+
+def one_run(net: str, batch: int, steps: int, turns: int, jit: Any, skip: list[str]) -> Measured:
+    """Returns the ratios of one run with new models."""
+    import keras
+
+    trainers: dict[str, Callable[[int], float]] = {}
+    models: dict[str, Any] = {}
+    first: Measured = {}
+    for name in contenders(net):
+        keras.utils.set_random_seed(0)
+        start = time.perf_counter()
+        models[name] = keras_model(net, name, jit)
+        trainers[name] = keras_trainer(models[name], batch)
+        trainers[name](0)
+        first[name] = models[name].first_step - start
+    if keras.backend.backend() == "torch" and "torchlip" not in skip and torchlip_installed():
+        trainers["torchlip"] = torchlip_trainer(net, batch)
+    for train in trainers.values():
+        train(WARM_UP[net])
+    result = ratios({name: lambda train=train: train(steps) for name, train in trainers.items()}, turns)  # type: ignore[misc]
+    plain_time = result.pop("plain")
+    if "first" not in skip:
+        result["first step"] = first["layers"] / first["plain"]
+    if "predict" not in skip:
+        result |= predict_ratios(net, models["layers"], batch, turns)
+    return {**result, "plain step in ms": 1e3 * plain_time / steps}
+
+
+def contenders(net: str) -> list[str]:
+    dense = net.startswith("mlp")
+    return ["plain", "layers", *(["orthogonal=False"] if dense else []), "losses only"]
+
+
+def ratios(measures: dict[str, Callable[[], float]], turns: int) -> Measured:
+    """Lets the contenders take turns. Returns the median ratios to the first, and the median time of the first."""
+    reference = next(iter(measures))
+    times: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(turns):
+        for name, measure in measures.items():
+            times[name].append(measure())
+    result = {
+        name: statistics.median(value / base for value, base in zip(values, times[reference], strict=True))
+        for name, values in times.items()
+    }
+    result[reference] = statistics.median(times[reference])
+    return result
+
+
+def predict_ratios(net: str, trained: Any, batch: int, turns: int) -> Measured:
+    """Compares predicting by the trained model, by the folded one, and by plain layers with the same activation."""
+    import deel_like_lip as lip
+
+    models = {
+        "plain": keras_model(net, "same activation", "auto"),
+        "folded": lip.vanilla_model(trained),
+        "unfolded": trained,
+    }
+    inputs, _ = samples(net, 4 * batch)
+
+    def measure(model: Any) -> float:
+        start = time.perf_counter()
+        model.predict(inputs, batch_size=batch, verbose=0)
+        return time.perf_counter() - start
+
+    for model in models.values():
+        model.compile(jit_compile=trained.jit_compile)
+        measure(model)
+    against_plain = ratios({name: lambda m=model: measure(m) for name, model in models.items()}, 3 * turns)  # type: ignore[misc]
+    return {
+        "predict folded/plain": against_plain["folded"],
+        "predict unfolded/folded": against_plain["unfolded"] / against_plain["folded"],
+    }
+
+
+def peak_memory(net: str, contender: str, batch: int, jit: Any) -> int:
+    """Returns the most bytes that the process held in a few training steps, above what it held after its imports."""
+    import deel_like_lip  # noqa: F401
+
+    def status(name: str) -> int:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
+    keras_trainer(keras_model(net, contender, jit), batch)(MEMORY_STEPS)
+    return status("VmHWM") - before
+
+
+def keras_trainer(model: Any, batch: int) -> Callable[[int], float]:
+    """Returns a function that trains for a number of steps and returns the seconds that these took.
+
+    The clock runs from the end of one step more to the end of the last: what `fit` does before and after an epoch, such
+    as the projection of averaged weights, is not part of a step.
+    """
+    import keras
+
+    import deel_like_lip as lip
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch in (0, self.params["steps"] - 1):
+                float(logs["loss"])  # waits for what is computed asynchronously
+                now = time.perf_counter()
+                self.start, self.seconds = now, now - getattr(self, "start", now)
+                self.model.first_step = getattr(self.model, "first_step", now)
+
+    constrained = any(isinstance(layer, lip.layers.LipschitzLayer) for layer in model.layers)
+
+    def train(steps: int) -> float:
+        inputs, labels = samples(model.name, batch * (steps + 1))
+        clock = Clock()
+        callbacks = [*([lip.callbacks.RenormalizeCallback()] if constrained else []), clock]
+        model.fit(inputs, labels, batch_size=batch, verbose=0, shuffle=False, callbacks=callbacks)
+        return clock.seconds
+
+    return train
+
+
+def samples(net: str, count: int) -> tuple[Any, Any]:
+    """Returns noisy class centres and their labels, so that there is something to learn."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    shape = NETS[net][0]
+    centres = np.random.default_rng(1).standard_normal(size=(CLASSES, *shape), dtype="float32")
+    labels = rng.integers(0, CLASSES, count)
+    return 0.1 * centres[labels] + 0.3 * rng.standard_normal(size=(count, *shape), dtype="float32"), labels
+
+
+def keras_model(net: str, contender: str, jit: Any) -> Any:
+    """Returns a compiled model.
+
+    The contenders are `plain`; `layers`, this library's layers and loss; `orthogonal=False`; `losses only`, the plain
+    net with this library's loss and metric; and `same activation`, the plain net with this library's activation.
+    """
+    import keras
+
+    import deel_like_lip as lip
+
+    constrained = contender in ("layers", "orthogonal=False")
+    dense, conv, pool = keras.layers.Dense, keras.layers.Conv2D, keras.layers.MaxPooling2D
+    activation: Callable[[], Any] = keras.layers.ReLU
+    if constrained:
+        conv = lip.layers.LipConv2D
+
+        def dense(units: int) -> Any:
+            return lip.layers.SpectralDense(units, orthogonal=contender == "layers")
+
+    if constrained or contender == "same activation":
+        activation, pool = lip.layers.GroupSort2, lip.layers.ScaledL2NormPooling2D
+    hidden: list[Any] = {
+        "mlp_small": [256, 256],
+        "mlp_wide": [1024] * 4,
+        "mnist_cnn": ["conv 16", "pool", "conv 32", "pool", "flatten", 64],
+        "vgg": ["conv 64", "conv 64", "pool", "conv 128", "conv 128", "pool", "conv 256", "pool", "flatten", 256],
+    }[net]
+    model = keras.Sequential([keras.Input(NETS[net][0])], name=net)
+    for layer in hidden:
+        if layer in ("pool", "flatten"):
+            model.add(pool() if layer == "pool" else keras.layers.Flatten())
+        else:
+            model.add(dense(layer) if isinstance(layer, int) else conv(int(layer.split()[1]), 3, padding="same"))
+            model.add(activation())
+    model.add(dense(CLASSES))
+    own = constrained or contender == "losses only"
+    loss = (
+        lip.losses.MulticlassHKR(alpha=100.0) if own else keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    )
+    metrics = [lip.metrics.CertifiedAccuracy(0.3)] if contender == "losses only" else ["accuracy"]
+    model.compile("adam", loss, metrics=metrics, jit_compile=jit)
+    return model
+
+
+def torchlip_installed() -> bool:
+    return "deel-torchlip" in versions()
+
+
+def torchlip_trainer(net: str, batch: int) -> Callable[[int], float]:
+    """Returns a function that trains the same net of deel-torchlip and returns the seconds that took."""
+    import torch
+    from deel import torchlip
+
+    def conv(channels: int, filters: int) -> list[Any]:
+        return [torchlip.SpectralConv2d(channels, filters, 3, padding=1), torchlip.GroupSort2()]
+
+    def dense(features: int, units: int) -> list[Any]:
+        return [torchlip.SpectralLinear(features, units), torchlip.GroupSort2()]
+
+    def pool() -> Any:
+        return torchlip.ScaledL2NormPool2d(2)
+
+    layers = {
+        "mlp_small": lambda: [*dense(784, 256), *dense(256, 256), torchlip.SpectralLinear(256, CLASSES)],
+        "mlp_wide": lambda: [
+            *dense(784, 1024),
+            *(layer for _ in range(3) for layer in dense(1024, 1024)),
+            torchlip.SpectralLinear(1024, CLASSES),
+        ],
+        "mnist_cnn": lambda: [
+            *[*conv(1, 16), pool(), *conv(16, 32), pool(), torch.nn.Flatten()],
+            *[*dense(7 * 7 * 32, 64), torchlip.SpectralLinear(64, CLASSES)],
+        ],
+        "vgg": lambda: [
+            *[*conv(3, 64), *conv(64, 64), pool(), *conv(64, 128), *conv(128, 128), pool(), *conv(128, 256), pool()],
+            *[torch.nn.Flatten(), *dense(4 * 4 * 256, 256), torchlip.SpectralLinear(256, CLASSES)],
+        ],
+    }[net]()
+    model = torch.nn.Sequential(*layers)
+    loss = torchlip.HKRMulticlassLoss(alpha=0.9, min_margin=1.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def train(steps: int) -> float:
+        inputs, labels = samples(net, batch * (steps + 1))
+        inputs = torch.from_numpy(inputs if inputs.ndim == 2 else inputs.transpose(0, 3, 1, 2).copy())
+        targets = torch.nn.functional.one_hot(torch.from_numpy(labels), CLASSES).float()
+        for at in range(0, batch * (steps + 1), batch):
+            if at == batch:
+                start = time.perf_counter()
+            optimizer.zero_grad()
+            loss(model(inputs[at : at + batch]), targets[at : at + batch]).backward()
+            optimizer.step()
+        return time.perf_counter() - start
+
+    return train
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Callbacks for `fit`."""
 
 import json
+import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,15 +17,18 @@ from deel_like_lip.renormalization import renormalize
 
 
 class RenormalizeCallback(keras.callbacks.Callback):
-    """Projects the constrained kernels back after each training step.
+    """Projects the constrained kernels back during `fit`, wherever the layers cannot do it by themselves.
 
-    Also before every validation, at the end of each epoch and at the end of training, where Keras may have put averages
-    in place of the kernels (`use_ema`, `SwapEMAWeights`), which no layer sees. The layers project their kernels by
-    themselves right after each update of a Keras optimizer; the callback covers whatever else changes weights during
-    `fit`. Put it last in the list, so that it comes after those callbacks.
+    The layers project their kernels right after each update of a Keras optimizer, inside the compiled step. After a
+    step of Keras's own `train_step` the callback therefore does nothing more; where a model has a `train_step` of its
+    own, it projects after each step. In both cases it projects before every validation, at the end of each epoch and at
+    the end of training: there Keras may have put averages in place of the kernels (`use_ema`, `SwapEMAWeights`), which
+    no layer sees, and kernels that large updates have left up to 2 % off are made orthogonal to the last digit. Put it
+    last in the list, so that it comes after callbacks that change weights.
 
     Args:
-        every: Number of training steps from one projection to the next. With `steps_per_execution` Keras calls
+        every: Number of training steps from one projection by the callback to the next, whatever the layers do; for
+            callbacks that change weights after a batch. By default as above. With `steps_per_execution` Keras calls
             callbacks once for several steps; the projection then follows the first call at which it is due.
 
     Example:
@@ -34,17 +38,22 @@ class RenormalizeCallback(keras.callbacks.Callback):
         ValueError: If `every` is not a positive integer.
     """
 
-    def __init__(self, every: int = 1) -> None:
+    def __init__(self, every: int | None = None) -> None:
         super().__init__()
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(
-                "Invalid value for argument `every` of RenormalizeCallback. Expected a positive integer. "
+                "Invalid value for argument `every` of RenormalizeCallback. Expected a positive integer or None. "
                 f"Received: every={every}"
             )
         self.every = every
+        self._period: float = 1 if every is None else every
         self._next_batch = 0
         self._steps = 0
         self._due = False
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self.every is None:
+            self._period = math.inf if _trains_as_keras(self.model) else 1
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._next_batch = 0
@@ -56,7 +65,7 @@ class RenormalizeCallback(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._steps += batch + 1 - self._next_batch
         self._next_batch = batch + 1
-        if self._steps < self.every:
+        if self._steps < self._period:
             return
         # A callback that was passed without a list is called from other threads here, on JAX and torch, while the main
         # thread goes on to the next step. That step's begin is always announced by the main thread: projecting waits
@@ -78,6 +87,12 @@ class RenormalizeCallback(keras.callbacks.Callback):
         self._due = False
         self._steps = 0
         renormalize(self.model)
+
+
+def _trains_as_keras(model: Any) -> bool:
+    """Whether each training step updates the kernels by a Keras optimizer, and so projects them."""
+    names = ("train_step", "make_train_function")
+    return all(getattr(type(model), name) is getattr(keras.Model, name) for name in names)
 
 
 class LossParamScheduler(keras.callbacks.Callback):

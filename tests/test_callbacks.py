@@ -82,7 +82,8 @@ class Watch(keras.callbacks.Callback):
 def test_kernels_are_projected_at_each_hook(when):
     model, watch = small_model(), Watch()
     inputs, labels = data()
-    chain = [Spoil(when), callbacks.RenormalizeCallback(), watch]
+    every = 1 if when == "batch" else None  # where a callback changes weights after a batch
+    chain = [Spoil(when), callbacks.RenormalizeCallback(every), watch]
     model.fit(inputs, labels, validation_data=(inputs, labels), batch_size=16, epochs=2, verbose=0, callbacks=chain)
     assert len(watch.seen["batch"]) == 8
     assert len(watch.seen["test"]) == len(watch.seen["epoch"]) == 2
@@ -185,10 +186,33 @@ def test_renormalize_of_a_model_that_is_not_built():
         lip.renormalize(keras.Sequential([layers.SpectralDense(3)]))
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, None, True])
+class OwnStep(keras.Sequential):
+    """A model that trains by a rule of its own, which no constraint of Keras sees."""
+
+    def train_step(self, *args):
+        result = super().train_step(*args)
+        if keras.backend.backend() != "jax":
+            kernel = self.layers[0].kernel
+            kernel.assign(3 * kernel)
+            return result
+        logs, (trainable, *rest) = result
+        return logs, ([3 * trainable[0], *trainable[1:]], *rest)
+
+
+def test_after_each_step_of_a_model_with_a_train_step_of_its_own():
+    model, watch = OwnStep(small_model().layers), Watch()
+    model.compile("adam", losses.MulticlassHKR())
+    inputs, labels = data()
+    model.fit(inputs, labels, batch_size=16, verbose=0, callbacks=[callbacks.RenormalizeCallback(), watch])
+    assert len(watch.seen["batch"]) == 4
+    assert max(watch.seen["batch"]) < 1e-3
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "1", True])
 def test_bad_every(every):
     with pytest.raises(
-        ValueError, match=f"`every` of RenormalizeCallback. Expected a positive integer. Received: every={every}"
+        ValueError,
+        match=f"`every` of RenormalizeCallback. Expected a positive integer or None. Received: every={every}",
     ):
         callbacks.RenormalizeCallback(every=every)
 

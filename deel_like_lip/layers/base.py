@@ -79,7 +79,7 @@ class ConstrainedKernel(LipschitzLayer):
         if kwargs.get("name") == "kernel":
             initializer = keras.initializers.get(kwargs["initializer"])
             parametrization = self.parametrization
-            kwargs["initializer"] = lambda *a, **k: parametrization.project(initializer(*a, **k))
+            kwargs["initializer"] = lambda *a, **k: parametrization.start(initializer, *a, **k)
             kwargs["constraint"] = parametrization
             kwargs["autocast"] = False  # the tangent gradient is taken in the variable's own precision
         return super().add_weight(*args, **kwargs)
@@ -101,7 +101,14 @@ class ConstrainedKernel(LipschitzLayer):
         return ops.cast(value, self.compute_dtype)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        token = _CALL_IS_TRAINING.set(bool(training))
+        return self._call_in_training(inputs) if training else self._call_as_keras(inputs, training=False)
+
+    def _call_in_training(self, inputs: Tensor) -> Tensor:
+        """Calls the layer such that the gradient of the kernel is tangent."""
+        return self._call_as_keras(inputs, training=True)
+
+    def _call_as_keras(self, inputs: Tensor, training: bool) -> Tensor:
+        token = _CALL_IS_TRAINING.set(training)
         try:
             return super().call(inputs)
         finally:

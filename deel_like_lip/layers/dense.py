@@ -3,10 +3,12 @@
 from typing import Any
 
 import keras
+from keras import ops
 
 from deel_like_lip._registration import register
+from deel_like_lip._typing import Tensor
 from deel_like_lip.layers.base import ConstrainedKernel
-from deel_like_lip.parametrizations import Frobenius, Orthogonal, Parametrization
+from deel_like_lip.parametrizations import Frobenius, Orthogonal, Parametrization, Spectral
 
 
 class _ConstrainedDense(ConstrainedKernel, keras.layers.Dense):
@@ -39,9 +41,16 @@ class _ConstrainedDense(ConstrainedKernel, keras.layers.Dense):
         )
         self.parametrization = self._parametrization(self.k_coef_lip)
 
+    def _call_in_training(self, inputs: Tensor) -> Tensor:
+        outputs = self.parametrization.tangent_matmul(inputs, self.kernel)
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        return outputs if self.activation is None else self.activation(outputs)
+
     def _plain_layer(self) -> keras.layers.Dense:
         config = self._plain_config()
-        config.pop("disjoint_neurons", None)
+        for name in ("disjoint_neurons", "orthogonal"):
+            config.pop(name, None)
         return keras.layers.Dense(**config)
 
 
@@ -51,7 +60,8 @@ class SpectralDense(_ConstrainedDense):
 
     All singular values of the kernel are `k_coef_lip`: the layer is `k_coef_lip`-Lipschitz for the l2 norm, and where
     it has no more outputs than inputs the gradient keeps its norm on the way back. The kernel is orthogonal from
-    `build` on and after every update of any Keras optimizer; at inference the layer costs what `keras.layers.Dense`
+    `build` on and after every update of any Keras optimizer, where singular values may be up to 2 % smaller as long as
+    updates are large; `RenormalizeCallback` makes up for that. At inference the layer costs what `keras.layers.Dense`
     costs.
 
     Args:
@@ -65,6 +75,10 @@ class SpectralDense(_ConstrainedDense):
         activity_regularizer: Regularizer of the output.
         bias_constraint: Constraint of the bias.
         k_coef_lip: The Lipschitz constant of the layer, positive.
+        orthogonal: Whether the kernel is orthogonal. With False only its largest singular value is `k_coef_lip`, by
+            spectral normalization: a step costs about what a plain one does, and gradients may fade. During training
+            the norm is an estimate that the true one exceeds by up to a fifth; `RenormalizeCallback` makes it hold
+            before validation and at the end of each epoch, and `certify` never relies on it.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Input shape:
@@ -88,8 +102,15 @@ class SpectralDense(_ConstrainedDense):
           regularization](https://arxiv.org/abs/2006.06520)
     """
 
+    def __init__(self, units: int, activation: Any = None, *, orthogonal: bool = True, **kwargs: Any) -> None:
+        self.orthogonal = bool(orthogonal)
+        super().__init__(units, activation, **kwargs)
+
     def _parametrization(self, norm: float) -> Parametrization:
-        return Orthogonal(norm)
+        return Orthogonal(norm) if self.orthogonal else Spectral(norm)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "orthogonal": self.orthogonal}
 
 
 @register

@@ -48,12 +48,38 @@ class _WindowPooling2D(LipschitzLayer, keras.layers.AveragePooling2D):
 
     def _window_mean(self, inputs: Tensor) -> Tensor:
         """Returns the mean over each window, where zeros that were padded count as values."""
-        options = {"pool_size": self.pool_size, "strides": self.strides, "data_format": self.data_format}
-        if self.padding == "same":
-            pads = self._pads(inputs.shape)
-            spatial = [(0, 0), *pads, (0, 0)] if self.data_format == "channels_last" else [(0, 0), (0, 0), *pads]
-            inputs = ops.pad(inputs, spatial)
-        return ops.average_pool(inputs, padding="valid", **options)
+        return ops.average_pool(
+            self._padded(inputs), self.pool_size, self.strides, padding="valid", data_format=self.data_format
+        )
+
+    def _window_sum_of_squares(self, inputs: Tensor, training: bool | None) -> Tensor:
+        """Returns the sum of squares over each window."""
+        inputs = self._padded(inputs)
+        first = 1 if self.data_format == "channels_last" else 2
+        height, width = inputs.shape[first : first + 2]
+        tiled = self.strides == self.pool_size and height is not None and width is not None
+        if not training or not tiled:
+            mean = ops.average_pool(
+                ops.square(inputs), self.pool_size, self.strides, padding="valid", data_format=self.data_format
+            )
+            return scaled(mean, self._area)
+        # Windows that tile the image are summed in two views of it; the gradient of average pooling is slower.
+        rows, columns = height // self.pool_size[0], width // self.pool_size[1]
+        if (rows * self.pool_size[0], columns * self.pool_size[1]) != (height, width):
+            whole = [slice(None)] * first
+            inputs = inputs[(*whole, slice(rows * self.pool_size[0]), slice(columns * self.pool_size[1]))]
+        before, after = ((-1,), (inputs.shape[3],)) if first == 1 else ((-1, inputs.shape[1]), ())
+        channels = math.prod(after)
+        sums = ops.sum(ops.square(ops.reshape(inputs, (-1, columns, self.pool_size[1], channels))), axis=2)
+        sums = ops.sum(ops.reshape(sums, (-1, rows, self.pool_size[0], columns * channels)), axis=2)
+        return ops.reshape(sums, (*before, rows, columns, *after))
+
+    def _padded(self, inputs: Tensor) -> Tensor:
+        if self.padding == "valid":
+            return inputs
+        pads = self._pads(inputs.shape)
+        spatial = [(0, 0), *pads, (0, 0)] if self.data_format == "channels_last" else [(0, 0), (0, 0), *pads]
+        return ops.pad(inputs, spatial)
 
     def _folded_mean(self) -> Callable[[Tensor], Tensor]:
         """Returns `_window_mean` as built-in layers."""
@@ -160,9 +186,8 @@ class ScaledL2NormPooling2D(_WindowPooling2D):
         Boureau, Ponce and LeCun, 2010, A theoretical analysis of feature pooling in visual recognition.
     """
 
-    def call(self, inputs: Tensor) -> Tensor:
-        squares = scaled(self._window_mean(ops.square(inputs)), self._area)
-        return scaled(_safe_sqrt(squares), self.k_coef_lip)
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        return scaled(_safe_sqrt(self._window_sum_of_squares(inputs, training)), self.k_coef_lip)
 
     def fold(self) -> Callable[[Tensor], Tensor]:
         mean, area, scale = self._folded_mean(), fold_scale(self._area), fold_scale(self.k_coef_lip)
@@ -269,6 +294,10 @@ class ScaledGlobalL2NormPooling2D(_GlobalPooling2D):
 
 
 def _safe_sqrt(squares: Tensor) -> Tensor:
-    """Returns the square root, whose gradient at zero is zero instead of infinite."""
-    positive = squares > 0
-    return ops.where(positive, ops.sqrt(ops.where(positive, squares, ops.ones_like(squares))), ops.zeros_like(squares))
+    """Returns the square root, whose gradient at zero is zero instead of infinite.
+
+    The smallest number of the dtype stands for zero (its smallest normal one where the squares of what is below, about
+    1e-19, matter to nobody), which keeps the norm 1-Lipschitz.
+    """
+    smallest = 2.0**-24 if keras.backend.standardize_dtype(squares.dtype) == "float16" else 2.0**-126
+    return ops.sqrt(ops.maximum(squares, smallest))

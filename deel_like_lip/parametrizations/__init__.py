@@ -6,13 +6,16 @@ Pure `keras.ops` functions and small immutable objects. Nothing here knows of la
 from deel_like_lip.parametrizations.base import Parametrization, with_tangent_gradient
 from deel_like_lip.parametrizations.convolution import reshaped_kernel_factor
 from deel_like_lip.parametrizations.frobenius import Frobenius
-from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize
+from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
+from deel_like_lip.parametrizations.spectral import Spectral
 
 __all__ = [
     "Frobenius",
     "Orthogonal",
     "Parametrization",
+    "Spectral",
     "orthogonalize",
     "reshaped_kernel_factor",
+    "retract",
     "with_tangent_gradient",
 ]

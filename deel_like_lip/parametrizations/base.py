@@ -1,11 +1,13 @@
 """The contract of a parametrization, and the one way in which it touches a gradient."""
 
 import abc
+import math
 from typing import Any
 
+import numpy as np
 from keras import ops
 
-from deel_like_lip._typing import Tensor
+from deel_like_lip._typing import Shape, Tensor
 
 
 class Parametrization(abc.ABC):
@@ -18,14 +20,31 @@ class Parametrization(abc.ABC):
 
     @abc.abstractmethod
     def project(self, kernel: Tensor) -> Tensor:
-        """Returns the allowed kernel that belongs to `kernel`, in its shape and dtype."""
+        """Returns the allowed kernel that belongs to `kernel`, which may be any, in its shape and dtype."""
+
+    def start(self, initializer: Any, shape: Shape, dtype: Any = None) -> Tensor:
+        """Returns the allowed kernel that a Keras initializer leads to."""
+        return self.project(initializer(shape, dtype=dtype))
+
+    def retract(self, kernel: Tensor) -> Tensor:
+        """Returns the same, and is fast where `kernel` was allowed before an optimizer moved it a little."""
+        return self.project(kernel)
 
     @abc.abstractmethod
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
         """Returns the part of `gradient` along which an allowed `kernel` can move and stay allowed, to first order."""
 
+    def tangent_matmul(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Returns `inputs @ kernel`, computed in the dtype of `inputs`, with a tangent gradient for the kernel.
+
+        Args:
+            inputs: Tensor of shape `(batch, ..., features)`.
+            kernel: Variable or tensor of shape `(features, units)`.
+        """
+        return ops.matmul(inputs, ops.cast(with_tangent_gradient(self, kernel), inputs.dtype))
+
     def __call__(self, kernel: Tensor) -> Tensor:
-        return self.project(kernel)
+        return self.retract(kernel)
 
 
 def with_tangent_gradient(parametrization: Parametrization, kernel: Tensor) -> Tensor:
@@ -38,9 +57,32 @@ def with_tangent_gradient(parametrization: Parametrization, kernel: Tensor) -> T
     @ops.custom_gradient
     def identity(value: Tensor) -> tuple[Tensor, Any]:
         def backward(*args: Tensor, upstream: Tensor = None) -> Tensor:
-            gradient = args[-1] if upstream is None else upstream  # torch names it, the others do not
-            return parametrization.tangent_gradient(value, gradient)
+            return parametrization.tangent_gradient(value, upstream_gradient(args, upstream))
 
         return value, backward
 
     return identity(ops.copy(kernel))  # of a variable it must be the value: TensorFlow wants no variables in here
+
+
+def upstream_gradient(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tensor:
+    """Returns the gradient that the backward function of `keras.ops.custom_gradient` was given.
+
+    Torch passes it by name, after the inputs of the forward function; the others pass nothing else.
+    """
+    return args[-1] if upstream is None else upstream
+
+
+def as_matrix(kernel: Tensor) -> Tensor:
+    """Returns the matrix with the last axis as columns, in float32 or float64."""
+    return ops.reshape(in_float32(kernel), (-1, kernel.shape[-1]))
+
+
+def in_float32(tensor: Tensor) -> Tensor:
+    """Returns a tensor of at least the precision of float32."""
+    tensor = ops.convert_to_tensor(tensor)
+    return tensor if ops.dtype(tensor) == "float64" else ops.cast(tensor, "float32")
+
+
+def probe(size: int) -> np.ndarray:
+    """Returns a fixed vector, shape `(size, 1)`, that no structure of a kernel is likely to be orthogonal to."""
+    return np.cos(math.pi * np.sqrt(2.0) * np.arange(1, size + 1) ** 2).reshape(size, 1)

@@ -5,7 +5,7 @@ import dataclasses
 from keras import ops
 
 from deel_like_lip._typing import Tensor
-from deel_like_lip.parametrizations.base import Parametrization
+from deel_like_lip.parametrizations.base import Parametrization, in_float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,21 +23,16 @@ class Frobenius(Parametrization):
     per_output: bool = False
 
     def project(self, kernel: Tensor) -> Tensor:
-        value = _in_float32(kernel)
+        value = in_float32(kernel)
         length = ops.sqrt(self._inner(value, value))
         scaled = ops.where(length > 0, value * (self.norm / ops.where(length > 0, length, 1.0)), value)
         return ops.cast(scaled, ops.convert_to_tensor(kernel).dtype)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
-        value, direction = _in_float32(kernel), _in_float32(gradient)
+        value, direction = in_float32(kernel), in_float32(gradient)
         tangent = direction - value * (self._inner(value, direction) / self.norm**2)
         return ops.cast(tangent, gradient.dtype)
 
     def _inner(self, left: Tensor, right: Tensor) -> Tensor:
         axes = tuple(range(len(left.shape) - 1)) if self.per_output else None
         return ops.sum(left * right, axis=axes, keepdims=True)
-
-
-def _in_float32(tensor: Tensor) -> Tensor:
-    tensor = ops.convert_to_tensor(tensor)
-    return tensor if ops.dtype(tensor) == "float64" else ops.cast(tensor, "float32")

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deel_like_lip.parametrizations import Frobenius, Orthogonal, orthogonalize, with_tangent_gradient
+from deel_like_lip.parametrizations import (
+    Frobenius,
+    Orthogonal,
+    Spectral,
+    orthogonalize,
+    retract,
+    with_tangent_gradient,
+)
 from tests.helpers import singular_values, to_numpy, vector_jacobian_product
 
 SHAPES = [(64, 32), (32, 64), (48, 48), (10, 1), (1, 10), (3, 3, 4, 8), (3, 3, 8, 100)]
@@ -25,9 +32,16 @@ def test_project_of_any_kernel_is_orthogonal(shape, scale, norm, rng):
 def test_project_after_an_update_of_any_size(shape, move, rng):
     start = Orthogonal().project(ops.convert_to_tensor(rng.normal(size=shape).astype("float32")))
     moved = start + ops.convert_to_tensor((move * np.sign(rng.normal(size=shape))).astype("float32"))
-    values = singular_values(Orthogonal().project(moved))
+    for values in (singular_values(Orthogonal().project(moved)), singular_values(retract(as_columns(moved)))):
+        assert values.max() <= 1 + 2e-6
+        assert values.min() >= 1 - 1e-3
+    values = singular_values(Orthogonal().retract(moved))  # which stops earlier
     assert values.max() <= 1 + 2e-6
-    assert values.min() >= 1 - 1e-3
+    assert values.min() >= 1 - 2e-2
+
+
+def as_columns(kernel):
+    return ops.reshape(kernel, (-1, kernel.shape[-1]))
 
 
 def test_orthogonalize_returns_the_nearest_orthogonal_matrix(rng):
@@ -88,6 +102,45 @@ def test_tangent_gradient(shape, norm, rng):
     symmetric = matrix.T @ removed / norm**2
     np.testing.assert_allclose(symmetric, symmetric.T, atol=2e-4)
     np.testing.assert_allclose(matrix @ symmetric, removed, atol=2e-4)
+
+
+@pytest.mark.parametrize("norm", [1.0, 0.3])
+@pytest.mark.parametrize("batch", [(3,), (2000,), (5, 7)])  # few and many samples take different ways
+@pytest.mark.parametrize("shape", [(20, 12), (12, 20), (16, 16), (9, 1), (1, 9)])
+def test_tangent_matmul(shape, batch, norm, rng):
+    """Product and gradients are those of `inputs @ kernel` with the gradient of the kernel made tangent."""
+    parametrization = Orthogonal(norm)
+    kernel = to_numpy(parametrization.project(ops.convert_to_tensor(rng.normal(size=shape).astype("float32"))))
+    inputs = rng.normal(size=(*batch, shape[0])).astype("float32")
+    cotangent = rng.normal(size=(*batch, shape[1])).astype("float32")
+    product = to_numpy(parametrization.tangent_matmul(ops.convert_to_tensor(inputs), ops.convert_to_tensor(kernel)))
+    np.testing.assert_allclose(product, inputs @ kernel, atol=1e-5)
+    backward = vector_jacobian_product(
+        lambda x: parametrization.tangent_matmul(x, ops.convert_to_tensor(kernel)), inputs, cotangent
+    )
+    np.testing.assert_allclose(backward, cotangent @ kernel.T, atol=1e-5)
+    tangent = vector_jacobian_product(
+        lambda k: parametrization.tangent_matmul(ops.convert_to_tensor(inputs), k), kernel, cotangent
+    )
+    gradient = np.einsum("bi,bo->io", inputs.reshape(-1, shape[0]), cotangent.reshape(-1, shape[1]))
+    expected = to_numpy(
+        parametrization.tangent_gradient(ops.convert_to_tensor(kernel), ops.convert_to_tensor(gradient))
+    )
+    np.testing.assert_allclose(tangent, expected, atol=1e-5 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_spectral(shape, scale, rng):
+    parametrization = Spectral(0.5)
+    kernel = ops.convert_to_tensor((scale * rng.normal(size=shape)).astype("float32"))
+    projected, retracted = (to_numpy(f(kernel)) for f in (parametrization.project, parametrization.retract))
+    assert 0.99 <= singular_values(projected).max() / 0.5 <= 1 + 2e-6
+    assert 1 - 1e-6 <= singular_values(retracted).max() / 0.5 <= 1.15
+    ratio = projected / to_numpy(kernel)
+    np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-5)  # nothing but a scale
+    for function in (parametrization.project, parametrization.retract):
+        assert np.all(to_numpy(function(ops.zeros(shape))) == 0)
 
 
 def test_forward_value_is_unchanged(rng):
