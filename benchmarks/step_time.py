@@ -315,14 +315,14 @@ def keras_model(net: str, contender: str, jit: Any) -> Any:
 
     if constrained or contender == "same activation":
         activation, pool = lip.layers.GroupSort2, lip.layers.ScaledL2NormPooling2D
-    hidden: list[Any] = {
+    hidden: dict[str, list[Any]] = {
         "mlp_small": [256, 256],
         "mlp_wide": [1024] * 4,
         "mnist_cnn": ["conv 16", "pool", "conv 32", "pool", "flatten", 64],
         "vgg": ["conv 64", "conv 64", "pool", "conv 128", "conv 128", "pool", "conv 256", "pool", "flatten", 256],
-    }[net]
+    }
     model = keras.Sequential([keras.Input(NETS[net][0])], name=net)
-    for layer in hidden:
+    for layer in hidden[net]:
         if layer in ("pool", "flatten"):
             model.add(pool() if layer == "pool" else keras.layers.Flatten())
         else:
