@@ -113,7 +113,7 @@ class Orthogonal(Parametrization):
 
                 batch = ops.shape(x)[0]
                 small, large = sorted((rows, columns))
-                fewer = batch < small * large / (2 * large - small)  # multiplications, of the first
+                fewer = batch <= small * large // (2 * large - small)  # multiplications, of the first
                 if isinstance(fewer, bool):
                     tangent = through_the_batch() if fewer else through_the_smaller_side()
                 else:  # TensorFlow traces `fit` without the batch size
