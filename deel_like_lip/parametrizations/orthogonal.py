@@ -158,10 +158,10 @@ def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOU
         squared_length = _dot(gram, gram) * unit**2
         trace = _dot(matrix, matrix) * unit
         from_identity = ops.sqrt(ops.maximum(squared_length - 2 * trace + size, 0.0))
-        # Both bound the largest squared singular value. The start is scaled only where that may exceed 2.5, well inside the
+        # Both bound the largest squared singular value. The start is scaled only where that may exceed 2.9, inside the
         # basin of the step, which reaches to 3; after one step no singular value is above 1.
         bound = ops.minimum(1 + from_identity, ops.sqrt(squared_length))
-        squared_scale = ops.where(bound > 2.5, bound * 0.5, ops.ones_like(bound))
+        squared_scale = ops.maximum(bound / 2.9, 1.0)
         distance = _largest_eigenvalue_estimate(gram, unit / squared_scale)
         scale = ops.sqrt(squared_scale)
         cubic = _times(matrix, gram * (-0.5 * unit / (scale * squared_scale)))
