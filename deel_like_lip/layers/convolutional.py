@@ -5,10 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from deel_like_lip import parametrizations
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.base import ConstrainedKernel
-from deel_like_lip.parametrizations import Frobenius, Orthogonal, Parametrization, reshaped_kernel_factor
+from deel_like_lip.parametrizations import ConvolutionGeometry, Frobenius
 
 _PADDINGS = ("valid", "same", "circular")
 
@@ -70,8 +71,10 @@ class _ConstrainedConv2D(ConstrainedKernel, keras.layers.Conv2D):
             **kwargs,
         )
         self.padding = padding
-        factor = reshaped_kernel_factor(self.kernel_size, self.strides, self.dilation_rate)
-        self.parametrization = self._parametrization(self.k_coef_lip / factor)
+
+    @property
+    def _geometry(self) -> ConvolutionGeometry:
+        return ConvolutionGeometry(self.kernel_size, self.strides, self.dilation_rate, self.groups, self.padding)
 
     @property
     def _spatial_axes(self) -> tuple[int, ...]:
@@ -198,6 +201,8 @@ class LipConv2D(_ConstrainedConv2D):
         dilation_rate: One or two integers. A dilation and a stride above 1 exclude each other.
         groups: Number of groups that the channels are split into.
         activation: Activation with a Lipschitz constant of at most 1, by name or as an object, such as `GroupSort2()`.
+        parametrization: How the kernel is constrained, by name or as an object: `"polar"`, orthogonal as above, or
+            `"spectral"`, where only the largest singular value of the reshaped kernel is fixed.
         use_bias: Whether the layer adds a bias.
         kernel_initializer: Initializer of the kernel; what it returns is made orthogonal.
         bias_initializer: Initializer of the bias.
@@ -230,8 +235,12 @@ class LipConv2D(_ConstrainedConv2D):
           of taps
     """
 
-    def _parametrization(self, norm: float) -> Parametrization:
-        return Orthogonal(norm)
+    def __init__(self, *args: Any, parametrization: Any = "polar", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parametrization = parametrizations.get(parametrization).bind(self.k_coef_lip, self._geometry)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "parametrization": parametrizations.serialize(self.parametrization)}
 
 
 SpectralConv2D = LipConv2D
@@ -265,5 +274,6 @@ class FrobeniusConv2D(_ConstrainedConv2D):
         regularization](https://arxiv.org/abs/2006.06520)
     """
 
-    def _parametrization(self, norm: float) -> Parametrization:
-        return Frobenius(norm)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.parametrization = Frobenius().bind(self.k_coef_lip, self._geometry)

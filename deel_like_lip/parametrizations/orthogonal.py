@@ -7,7 +7,6 @@ needs one step. The number of steps adapts to the move, so that no learning rate
 orthogonal.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.parametrizations.base import Parametrization, as_matrix, probe, upstream_gradient
+from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, probe, upstream_gradient
 
 # A step leaves singular values of at least 1 - 3/8 e^2, where e = |W^T W - I| before it. So stopping after a step that
 # found e below the first leaves less than 6e-4. In training, where the next update undoes the digits that a second step
@@ -42,8 +42,8 @@ _POLAR_EXPRESS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Orthogonal(Parametrization):
+@register
+class Orthogonal(ReshapedKernel):
     """Kernels whose singular values are all `norm`.
 
     A kernel of any rank stands for the matrix with its last axis as columns. A matrix with at least as many rows as
@@ -52,8 +52,6 @@ class Orthogonal(Parametrization):
     Args:
         norm: The value of all singular values.
     """
-
-    norm: float = 1.0
 
     def start(self, initializer: Any, shape: Shape, dtype: Any = None) -> Tensor:
         if type(initializer) is keras.initializers.Orthogonal and initializer.gain == 1:

@@ -1,21 +1,21 @@
 """Kernels of a given spectral norm, and nothing more."""
 
-import dataclasses
 import math
 
 import numpy as np
 from keras import ops
 
+from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
-from deel_like_lip.parametrizations.base import Parametrization, as_matrix, probe
+from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, probe
 
 _POWER_ITERATIONS = 4
 # Squarings of the Gram matrix: the bound exceeds the norm by a factor of at most n^(1 / 2^(k + 2)), 0.7 % for n = 1024.
 _SQUARINGS = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Spectral(Parametrization):
+@register
+class Spectral(ReshapedKernel):
     """Kernels whose largest singular value is `norm`; the others are free.
 
     A kernel of any rank stands for the matrix with its last axis as columns. `project` divides by an upper bound of the
@@ -32,8 +32,6 @@ class Spectral(Parametrization):
         - Delattre et al., 2023, [Efficient bound of Lipschitz constant for convolutional layers by Gram
           iteration](https://arxiv.org/abs/2305.16173)
     """
-
-    norm: float = 1.0
 
     def project(self, kernel: Tensor) -> Tensor:
         matrix = as_matrix(kernel)

@@ -14,7 +14,7 @@ layers = lip.layers
 # Name, how to make the layer, and the shape of one sample.
 CASES = {
     "SpectralDense": (lambda: layers.SpectralDense(6), (4,)),
-    "SpectralDense not orthogonal": (lambda: layers.SpectralDense(6, orthogonal=False), (4,)),
+    "SpectralDense spectral": (lambda: layers.SpectralDense(6, parametrization="spectral"), (4,)),
     "SpectralDense N-d": (lambda: layers.SpectralDense(6, use_bias=False, k_coef_lip=2.0), (3, 4)),
     "SpectralDense GroupSort2": (lambda: layers.SpectralDense(6, activation=layers.GroupSort2()), (4,)),
     "SpectralDense relu": (lambda: layers.SpectralDense(6, activation="relu"), (4,)),
