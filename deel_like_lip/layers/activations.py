@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from deel_like_lip._fusion import fused
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.base import LipschitzLayer, channel_axis, fold_scale, scaled
@@ -84,6 +85,7 @@ class _ChannelSort(LipschitzLayer):
         return 2
 
 
+@fused
 def _sort_pairs(inputs: Tensor, axis: int) -> Tensor:
     """Sorts an axis of size 2, such that the gradient at a tie leaves the order as it is and has norm 1.
 

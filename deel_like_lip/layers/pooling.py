@@ -1,5 +1,7 @@
 """Pooling layers that are scaled to the constant 1, which average pooling is far below."""
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +12,7 @@ from keras import ops
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.base import LipschitzLayer, fold_scale, scaled
+from deel_like_lip.parametrizations import upstream_gradient
 
 
 class _WindowPooling2D(LipschitzLayer, keras.layers.AveragePooling2D):
@@ -52,34 +55,25 @@ class _WindowPooling2D(LipschitzLayer, keras.layers.AveragePooling2D):
             self._padded(inputs), self.pool_size, self.strides, padding="valid", data_format=self.data_format
         )
 
-    def _window_sum_of_squares(self, inputs: Tensor, training: bool | None) -> Tensor:
-        """Returns the sum of squares over each window."""
-        inputs = self._padded(inputs)
-        first = 1 if self.data_format == "channels_last" else 2
-        height, width = inputs.shape[first : first + 2]
-        tiled = self.strides == self.pool_size and height is not None and width is not None
-        if not training or not tiled:
-            mean = ops.average_pool(
-                ops.square(inputs), self.pool_size, self.strides, padding="valid", data_format=self.data_format
-            )
-            return scaled(mean, self._area)
-        # Windows that tile the image are summed in two views of it; the gradient of average pooling is slower.
-        rows, columns = height // self.pool_size[0], width // self.pool_size[1]
-        if (rows * self.pool_size[0], columns * self.pool_size[1]) != (height, width):
-            whole = [slice(None)] * first
-            inputs = inputs[(*whole, slice(rows * self.pool_size[0]), slice(columns * self.pool_size[1]))]
-        before, after = ((-1,), (inputs.shape[3],)) if first == 1 else ((-1, inputs.shape[1]), ())
-        channels = math.prod(after)
-        sums = ops.sum(ops.square(ops.reshape(inputs, (-1, columns, self.pool_size[1], channels))), axis=2)
-        sums = ops.sum(ops.reshape(sums, (-1, rows, self.pool_size[0], columns * channels)), axis=2)
-        return ops.reshape(sums, (*before, rows, columns, *after))
-
     def _padded(self, inputs: Tensor) -> Tensor:
         if self.padding == "valid":
             return inputs
         pads = self._pads(inputs.shape)
         spatial = [(0, 0), *pads, (0, 0)] if self.data_format == "channels_last" else [(0, 0), (0, 0), *pads]
         return ops.pad(inputs, spatial)
+
+    def _cropped(self, inputs: Tensor) -> Tensor:
+        """Cuts off what no window of a tiling reads."""
+        sizes = [inputs.shape[axis] for axis in self._spatial_axes]
+        whole = [size // window * window for size, window in zip(sizes, self.pool_size, strict=True)]
+        if whole == sizes:
+            return inputs
+        everything = (slice(None),) * self._spatial_axes[0]
+        return inputs[(*everything, slice(whole[0]), slice(whole[1]))]
+
+    @property
+    def _spatial_axes(self) -> tuple[int, int]:
+        return (1, 2) if self.data_format == "channels_last" else (2, 3)
 
     def _folded_mean(self) -> Callable[[Tensor], Tensor]:
         """Returns `_window_mean` as built-in layers."""
@@ -98,9 +92,7 @@ class _WindowPooling2D(LipschitzLayer, keras.layers.AveragePooling2D):
     def _pads(self, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
         """Returns the zeros before and after each spatial axis that `same` padding adds."""
         pads = []
-        for axis, size, stride in zip(
-            (1, 2) if self.data_format == "channels_last" else (2, 3), self.pool_size, self.strides, strict=True
-        ):
+        for axis, size, stride in zip(self._spatial_axes, self.pool_size, self.strides, strict=True):
             length = shape[axis]
             if length is None:
                 raise ValueError(
@@ -187,7 +179,12 @@ class ScaledL2NormPooling2D(_WindowPooling2D):
     """
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        return scaled(_safe_sqrt(self._window_sum_of_squares(inputs, training)), self.k_coef_lip)
+        height, width = (inputs.shape[axis] for axis in self._spatial_axes)
+        if training and self.strides == self.pool_size and height is not None and width is not None:
+            norms = _l2_norms_of_tiles(self._cropped(self._padded(inputs)), self.pool_size, self.data_format)
+        else:
+            norms = _safe_sqrt(scaled(self._window_mean(ops.square(inputs)), self._area))
+        return scaled(norms, self.k_coef_lip)
 
     def fold(self) -> Callable[[Tensor], Tensor]:
         mean, area, scale = self._folded_mean(), fold_scale(self._area), fold_scale(self.k_coef_lip)
@@ -291,6 +288,40 @@ class ScaledGlobalL2NormPooling2D(_GlobalPooling2D):
     def fold(self) -> Callable[[Tensor], Tensor]:
         mean, scale = self._folded_mean(), fold_scale(self.k_coef_lip)
         return lambda inputs: scale(ops.sqrt(fold_scale(self._area(inputs))(mean(ops.square(inputs)))))
+
+
+def _l2_norms_of_tiles(inputs: Tensor, window: tuple[int, int], data_format: str) -> Tensor:
+    """Returns the l2 norms of windows that tile an image, with the gradient `x / |x|` written out.
+
+    It is the gradient of `_safe_sqrt` of the sum of squares, without a gradient of pooling, which is slow.
+    """
+    channels_last = data_format == "channels_last"
+    first = 1 if channels_last else 2
+    rows, columns = (inputs.shape[first + i] // window[i] for i in (0, 1))
+    lead, tail = ((), (inputs.shape[3],)) if channels_last else ((inputs.shape[1],), ())
+
+    def squares_by_tile(x: Tensor) -> Tensor:
+        if keras.backend.backend() != "torch":
+            mean = ops.average_pool(ops.square(x), window, window, padding="valid", data_format=data_format)
+            return mean * math.prod(window)
+        everything = (slice(None),) * first
+        taps = itertools.product(range(window[0]), range(window[1]))
+        parts = (x[(*everything, slice(i, None, window[0]), slice(j, None, window[1]))] for i, j in taps)
+        return functools.reduce(ops.add, map(ops.square, parts))
+
+    @ops.custom_gradient
+    def norms(x: Tensor) -> tuple[Tensor, Any]:
+        lengths = _safe_sqrt(squares_by_tile(x))
+
+        def backward(*args: Tensor, upstream: Tensor = None) -> Tensor:
+            ratio = upstream_gradient(args, upstream) / lengths
+            by_tile = ops.reshape(x, (-1, *lead, rows, window[0], columns, window[1], *tail))
+            by_tile = by_tile * ops.reshape(ratio, (-1, *lead, rows, 1, columns, 1, *tail))
+            return ops.reshape(by_tile, (-1, *x.shape[1:]))
+
+        return lengths, backward
+
+    return norms(inputs)
 
 
 def _safe_sqrt(squares: Tensor) -> Tensor:

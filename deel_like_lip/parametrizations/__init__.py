@@ -7,11 +7,12 @@ from deel_like_lip.parametrizations.base import (
     ComputedKernel,
     Parametrization,
     ReshapedKernel,
+    upstream_gradient,
     with_tangent_gradient,
 )
 from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
 from deel_like_lip.parametrizations.frobenius import Frobenius
-from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
+from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize
 from deel_like_lip.parametrizations.registry import get, serialize
 from deel_like_lip.parametrizations.spectral import Spectral
 
@@ -26,7 +27,7 @@ __all__ = [
     "get",
     "orthogonalize",
     "reshaped_kernel_factor",
-    "retract",
     "serialize",
+    "upstream_gradient",
     "with_tangent_gradient",
 ]

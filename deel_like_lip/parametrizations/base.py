@@ -175,5 +175,5 @@ def in_float32(tensor: Tensor) -> Tensor:
 
 
 def probe(size: int) -> np.ndarray:
-    """Returns a fixed vector, shape `(size, 1)`, that no structure of a kernel is likely to be orthogonal to."""
-    return np.cos(math.pi * np.sqrt(2.0) * np.arange(1, size + 1) ** 2).reshape(size, 1)
+    """Returns a fixed vector of a size that no structure of a kernel is likely to be orthogonal to."""
+    return np.cos(math.pi * np.sqrt(2.0) * np.arange(1, size + 1) ** 2)

@@ -1,13 +1,11 @@
 """Orthogonal kernels: the polar factor, and how to stay near it.
 
 The Newton-Schulz step `p(x) = 1.5 x - 0.5 x^3` on the singular values is the work-horse. It maps every singular value
-in [0, 2] into [0, 1], so whatever was computed before it, a kernel that has just been through it has norm at most 1: it
-is what makes both maps below sound. Near 1 it squares the distance, so a kernel that an optimizer has moved a little
-needs one step. The number of steps adapts to the move, so that no learning rate leaves a kernel that is far from
-orthogonal.
+in [0, 2] into [0, 1], so whatever was computed before it, a kernel that has just been through it has norm at most 1.
+Near 1 it squares the distance, so a kernel that an optimizer has moved a little needs one step. In training a kernel
+that has hardly moved is not even worth that: it is scaled until its norm is at most 1, and left at that.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,18 +13,25 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel_like_lip._fusion import compiled_on_jax
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, probe, upstream_gradient
 
-# A step leaves singular values of at least 1 - 3/8 e^2, where e = |W^T W - I| before it. So stopping after a step that
-# found e below the first leaves less than 6e-4. In training, where the next update undoes the digits that a second step
-# would add, stopping below the other leaves about 1e-2 at worst, and less than 1e-4 once
-# updates are a tenth of that.
+# In training, a kernel is only scaled as long as its squared singular values differ by no more than this share of their
+# mean, as estimated from below by power iteration. The true share is 1.3 times that where eigenvalues lie in a
+# semicircle, and was never above twice that; by that factor kernels are scaled.
+_SPREAD = 0.03
+_SPREAD_FACTOR = 2.0
+# A Newton-Schulz step leaves singular values of at least 1 - 3/8 e^2, where e = |W^T W - I| before it. So stopping
+# after a step that found e below the first leaves less than 6e-4, and below the other, in training, about 1e-2.
 _CLOSE_ENOUGH = 0.04
-_CLOSE_ENOUGH_IN_TRAINING = 0.1
-# From a smallest singular value of 1e-7 of the largest, growth by 1.5 a step takes 40 steps.
+_CLOSE_ENOUGH_IN_TRAINING = 0.2
+# From a smallest singular value of 1e-7 of the largest, growth by 1.5 a step takes 40 steps. In training the next
+# update goes on where these end.
 _MAX_STEPS = 60
+_MAX_STEPS_IN_TRAINING = 4
+_TINY = float(np.finfo("float32").tiny)
 # Beyond this e a kernel is brought near by Polar Express.
 _FAR = 0.9
 # The polynomials a x + b x^3 + c x^5 of Polar Express for singular values in [1e-3, 1], by the recursion of the
@@ -63,7 +68,7 @@ class Orthogonal(ReshapedKernel):
         return self._by_matrix(orthogonalize, kernel)
 
     def retract(self, kernel: Tensor) -> Tensor:
-        return self._by_matrix(functools.partial(retract, close_enough=_CLOSE_ENOUGH_IN_TRAINING), kernel)
+        return self._by_matrix(_stay_near, kernel)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
         matrix, direction = as_matrix(kernel), as_matrix(gradient)
@@ -92,7 +97,12 @@ class Orthogonal(ReshapedKernel):
             def backward(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
                 d = upstream_gradient(args, upstream)
                 wt = ops.transpose(w)
-                c = ops.matmul(d, wt)
+                batch = ops.shape(x)[0]
+                small, large = sorted((rows, columns))
+                fewer = batch <= small * large // (2 * large - small)  # multiplications, of the first way
+                # Torch, which compiles nothing, also passes x: it tells whether its gradient is of use to anybody.
+                wanted = not args or getattr(args[0], "requires_grad", True)
+                c = ops.matmul(d, wt) if wanted or rows < columns or fewer is not False else None
 
                 def through_the_batch() -> Tensor:
                     left, right = x, d
@@ -109,9 +119,6 @@ class Orthogonal(ReshapedKernel):
                     removed = ops.matmul(normal, w) if rows < columns else ops.matmul(w, normal)
                     return ops.matmul(ops.transpose(x), d) - removed
 
-                batch = ops.shape(x)[0]
-                small, large = sorted((rows, columns))
-                fewer = batch <= small * large // (2 * large - small)  # multiplications, of the first
                 if isinstance(fewer, bool):
                     tangent = through_the_batch() if fewer else through_the_smaller_side()
                 else:  # TensorFlow traces `fit` without the batch size
@@ -128,81 +135,103 @@ class Orthogonal(ReshapedKernel):
         return ops.cast(ops.reshape(function(as_matrix(kernel), self.norm), kernel.shape), kernel.dtype)
 
 
-def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOUGH) -> Tensor:
-    """Returns `norm` times the polar factor of a matrix, by Newton-Schulz steps until it is reached.
+@compiled_on_jax
+def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
+    """Returns `norm` times the polar factor of a matrix.
 
-    One step where the matrix is near. Every singular value of the result is at most `norm`, up to the rounding of the
-    dtype, and by default at least 1 - 1e-3 of it; where the matrix is singular, its zero singular values stay zero. Not
-    meant to be differentiated: on JAX it cannot be.
+    Where the matrix is far, by Polar Express and closing Newton-Schulz steps: one whose smallest singular value is 1e-3
+    of the largest takes eight steps instead of twenty. Every singular value of the result is at most `norm`, up to the
+    rounding of the dtype, and at least 1 - 1e-3 of it; where the matrix is singular, its zero singular values stay
+    zero. Not meant to be differentiated: on JAX it cannot be.
 
     Args:
         matrix: Tensor of shape `(rows, columns)`, float32 or float64.
         norm: The value of all singular values.
-        close_enough: The distance `|W^T W / norm^2 - I|` from which one step more is the last.
 
     Returns:
         Tensor of the same shape and dtype.
 
     Reference:
-        Björck and Bowie, 1971, An iterative algorithm for computing the best estimate of an orthogonal matrix.
+        - Björck and Bowie, 1971, An iterative algorithm for computing the best estimate of an orthogonal matrix.
+        - Amsel, Persson, Musco and Gower, 2025, [The Polar Express](https://arxiv.org/abs/2505.16932)
     """
+    gram = _gram(matrix)
+    # Row sums bound the largest eigenvalue. The start is scaled once, and only where they do not exclude a squared
+    # singular value above 3, beyond which the steps would diverge.
+    squared_scale = ops.maximum(_largest_row_sum(gram) * (1 / (2.9 * norm**2)), 1.0)
+    return _polar_factor(matrix / ops.sqrt(squared_scale), gram / squared_scale, norm, _CLOSE_ENOUGH, _MAX_STEPS)
 
-    def newton_schulz(matrix: Tensor) -> tuple[Tensor, Tensor]:
-        # With G = W^T W / norm^2: numbers and vectors only, but for G and the result. Memory that is touched for the
-        # first time costs more than arithmetic.
-        gram = _gram(matrix)
-        unit = 1 / norm**2
-        size = gram.shape[0]
-        squared_length = _dot(gram, gram) * unit**2
-        trace = _dot(matrix, matrix) * unit
-        from_identity = ops.sqrt(ops.maximum(squared_length - 2 * trace + size, 0.0))
-        # Both bound the largest squared singular value. The start is scaled only where that may exceed 2.9, inside the
-        # basin of the step, which reaches to 3; after one step no singular value is above 1.
-        bound = ops.minimum(1 + from_identity, ops.sqrt(squared_length))
-        squared_scale = ops.maximum(bound / 2.9, 1.0)
-        distance = _largest_eigenvalue_estimate(gram, unit / squared_scale)
-        scale = ops.sqrt(squared_scale)
-        cubic = _times(matrix, gram * (-0.5 * unit / (scale * squared_scale)))
-        return matrix * (1.5 / scale) + cubic, distance
+
+@compiled_on_jax
+def _stay_near(matrix: Tensor, norm: float) -> Tensor:
+    """Returns the kernel after an update: scaled if the update was small, and near its polar factor otherwise.
+
+    Singular values end in about [0.95, 1] times `norm`. That they are at most 1 rests on an estimate, which
+    `orthogonalize`, at the next call of the callback, does not.
+    """
+    mean, spread = _squared_singular_values(matrix)
+    return ops.cond(
+        spread <= _SPREAD,
+        lambda: matrix * (norm / ops.sqrt(mean * (1 + _SPREAD_FACTOR * spread))),
+        lambda: _polar_factor(matrix, _gram(matrix), norm, _CLOSE_ENOUGH_IN_TRAINING, _MAX_STEPS_IN_TRAINING),
+    )
+
+
+def _squared_singular_values(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the mean of the squared singular values, and their largest distance from it, relative to it.
+
+    It is a norm of W^T W / mean - I, estimated from below by eight products of the kernel with a vector.
+    """
+    wide = matrix.shape[0] < matrix.shape[1]
+    size = min(matrix.shape)
+    mean = ops.maximum(_dot(matrix, matrix) * (1 / size), _TINY)
+
+    def deviation(vector: Tensor) -> Tensor:
+        image = ops.matmul(vector, matrix) if wide else ops.matmul(matrix, vector)
+        return (ops.matmul(matrix, image) if wide else ops.matmul(image, matrix)) / mean - vector
+
+    return mean, _norm_from_below(deviation, size, matrix.dtype)
+
+
+def _polar_factor(matrix: Tensor, gram: Tensor, norm: float, close_enough: float, max_steps: int) -> Tensor:
+    """Returns `norm` times the polar factor, by Newton-Schulz steps until one began near enough to be the last.
+
+    Singular values above 2 times `norm` would be sent astray by a step. Those are far, so that Polar Express comes
+    first, unless the estimate of how far misses the truth by a factor of 3.
+    """
+    unit = 1 / norm**2
+    matrix, gram = ops.cond(
+        _distance_from_identity(gram, unit) > _FAR, lambda: _polar_express(matrix, gram, norm), lambda: (matrix, gram)
+    )
+
+    def step(matrix: Tensor, gram: Tensor) -> tuple[Tensor, Tensor]:
+        # Memory that is touched for the first time costs more than arithmetic: one tensor of each size.
+        return matrix * 1.5 + _times(matrix, gram * (-0.5 * unit)), _distance_from_identity(gram, unit)
 
     # The first step stands outside of the loop, which is rarely entered: loops keep compilers from fusing.
     loop = ops.while_loop(
         lambda matrix, distance: distance > close_enough,
-        lambda matrix, distance: newton_schulz(matrix),
-        newton_schulz(matrix),
-        maximum_iterations=_MAX_STEPS,
+        lambda matrix, distance: step(matrix, _gram(matrix)),
+        step(matrix, gram),
+        maximum_iterations=max_steps - 1,
     )
     return loop[0]
 
 
-def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
-    """Returns the same as `retract`, of a matrix that may be far, by Polar Express and closing Newton-Schulz steps.
-
-    A matrix whose smallest singular value is 1e-3 of the largest takes eight steps instead of twenty.
-
-    Args:
-        matrix: Tensor of shape `(rows, columns)`, float32 or float64.
-        norm: The value of all singular values.
-
-    Returns:
-        Tensor of the same shape and dtype.
-
-    Reference:
-        Amsel, Persson, Musco and Gower, 2025, [The Polar Express](https://arxiv.org/abs/2505.16932)
-    """
-    gram = _gram(matrix)
+def _polar_express(matrix: Tensor, gram: Tensor, norm: float) -> tuple[Tensor, Tensor]:
+    """Returns a matrix near `norm` times the polar factor, and its Gram matrix."""
+    bound = _largest_row_sum(gram)
     identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    coefficients = ops.convert_to_tensor(np.array(_POLAR_EXPRESS), dtype=gram.dtype)
 
-    def polar_express() -> Tensor:
-        bound = ops.max(ops.sum(ops.abs(gram), axis=1))
-        near = matrix / ops.sqrt(ops.where(bound > 0, bound, 1.0))
-        for first, third, fifth in _POLAR_EXPRESS:
-            square = _gram(near)
-            near = _times(near, first * identity + ops.matmul(square, third * identity + fifth * square))
-        return near * norm
+    def polynomial(index: Tensor, near: Tensor) -> Tensor:
+        first, third, fifth = ops.unstack(ops.take(coefficients, index, axis=0))
+        square = _gram(near)
+        return _times(near, first * identity + ops.matmul(square, third * identity + fifth * square))
 
-    far = _largest_eigenvalue_estimate(gram, 1 / norm**2) > _FAR
-    return retract(ops.cond(far, polar_express, lambda: matrix), norm)
+    near = matrix / ops.sqrt(ops.where(bound > 0, bound, 1.0))
+    near = ops.fori_loop(0, len(_POLAR_EXPRESS), polynomial, near) * norm
+    return near, _gram(near)
 
 
 def _gram(matrix: Tensor) -> Tensor:
@@ -222,14 +251,19 @@ def _dot(left: Tensor, right: Tensor) -> Tensor:
     return ops.dot(ops.reshape(left, (-1,)), ops.reshape(right, (-1,)))
 
 
-def _largest_eigenvalue_estimate(gram: Tensor, scale: Any) -> Tensor:
-    """Estimates the spectral norm of `scale * gram - I` from below, by three power iterations.
+def _largest_row_sum(gram: Tensor) -> Tensor:
+    """Returns the largest sum of absolute values in a row, a bound of the largest eigenvalue."""
+    return ops.max(ops.sum(ops.abs(gram), axis=1))
 
-    It only decides when to stop, so it need not be a bound; a norm that it could miss would cost accuracy, not
-    soundness.
-    """
-    vector = ops.convert_to_tensor(probe(gram.shape[0]), dtype=gram.dtype)
-    for _ in range(3):
-        previous, vector = vector, ops.matmul(gram, vector) * scale - vector
-    tiny = float(np.finfo("float32").tiny)
-    return ops.sqrt(ops.sum(vector * vector) / (ops.sum(previous * previous) + tiny))
+
+def _distance_from_identity(gram: Tensor, scale: Any) -> Tensor:
+    """Estimates the spectral norm of `scale * gram - I` from below."""
+    return _norm_from_below(lambda vector: ops.matmul(gram, vector) * scale - vector, gram.shape[0], gram.dtype)
+
+
+def _norm_from_below(symmetric: Callable[[Tensor], Tensor], size: int, dtype: Any) -> Tensor:
+    """Estimates the norm of a symmetric map of vectors by four power iterations."""
+    vector = ops.convert_to_tensor(probe(size), dtype=dtype)
+    for _ in range(4):
+        previous, vector = vector, symmetric(vector)
+    return ops.sqrt(_dot(vector, vector) / (_dot(previous, previous) + _TINY))

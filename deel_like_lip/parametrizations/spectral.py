@@ -5,6 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
+from deel_like_lip._fusion import compiled_on_jax
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
 from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, probe
@@ -40,9 +41,9 @@ class Spectral(ReshapedKernel):
     def retract(self, kernel: Tensor) -> Tensor:
         matrix = as_matrix(kernel)
         vector = ops.convert_to_tensor(probe(matrix.shape[1]), dtype=matrix.dtype)
-        transposed, tiny = ops.transpose(matrix), float(np.finfo("float32").tiny)
+        tiny = float(np.finfo("float32").tiny)
         for _ in range(_POWER_ITERATIONS):
-            vector = ops.matmul(transposed, ops.matmul(matrix, vector))
+            vector = ops.matmul(ops.matmul(matrix, vector), matrix)
             vector = vector / (ops.sqrt(ops.sum(vector * vector)) + tiny)
         image = ops.matmul(matrix, vector)
         return self._divided(kernel, ops.sqrt(ops.sum(image * image)))
@@ -61,6 +62,7 @@ class Spectral(ReshapedKernel):
         return kernel * ops.cast(factor, kernel.dtype)
 
 
+@compiled_on_jax
 def _norm_above(matrix: Tensor) -> Tensor:
     """Returns an upper bound of the spectral norm, by Gram iteration."""
     transposed = ops.transpose(matrix)

@@ -9,7 +9,6 @@ from deel_like_lip.parametrizations import (
     Orthogonal,
     Spectral,
     orthogonalize,
-    retract,
     with_tangent_gradient,
 )
 from tests.helpers import singular_values, to_numpy, vector_jacobian_product
@@ -32,12 +31,12 @@ def test_project_of_any_kernel_is_orthogonal(shape, scale, norm, rng):
 def test_project_after_an_update_of_any_size(shape, move, rng):
     start = Orthogonal().project(ops.convert_to_tensor(rng.normal(size=shape).astype("float32")))
     moved = start + ops.convert_to_tensor((move * np.sign(rng.normal(size=shape))).astype("float32"))
-    for values in (singular_values(Orthogonal().project(moved)), singular_values(retract(as_columns(moved)))):
+    for values in (singular_values(Orthogonal().project(moved)), singular_values(orthogonalize(as_columns(moved)))):
         assert values.max() <= 1 + 2e-6
         assert values.min() >= 1 - 1e-3
-    values = singular_values(Orthogonal().retract(moved))  # which stops earlier
+    values = singular_values(Orthogonal().retract(moved))  # which only scales what has hardly moved
     assert values.max() <= 1 + 2e-6
-    assert values.min() >= 1 - 2e-2
+    assert values.min() >= 0.95
 
 
 def as_columns(kernel):
