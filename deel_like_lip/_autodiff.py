@@ -64,12 +64,12 @@ class RowMap:
 
     @functools.cached_property
     def _vjp(self) -> _Arrays:
-        return self._batched(lambda rows, cotangents: (_pull_back(self._call, rows, cotangents),))
+        return self._batched(lambda rows, cotangents: (pull_back(self._call, rows, cotangents),))
 
     @functools.cached_property
     def _jvp(self) -> _Arrays:
         def product(rows: Tensor, tangents: Tensor, zeros: Tensor) -> tuple[Tensor]:
-            return (_pull_back(lambda cotangents: _pull_back(self._call, rows, cotangents), zeros, tangents),)
+            return (pull_back(lambda cotangents: pull_back(self._call, rows, cotangents), zeros, tangents),)
 
         return self._batched(product)
 
@@ -129,7 +129,7 @@ def _compiled(function: _Tensors, model: Any) -> _Tensors:
     return function
 
 
-def _pull_back(function: Callable[[Tensor], Tensor], inputs: Tensor, cotangents: Tensor) -> Tensor:
+def pull_back(function: Callable[[Tensor], Tensor], inputs: Tensor, cotangents: Tensor) -> Tensor:
     """Returns the gradient of `sum(function(inputs) * cotangents)`, such that it can be differentiated once more."""
     backend = keras.backend.backend()
     if backend == "tensorflow":

@@ -76,18 +76,17 @@ class _WindowPooling2D(LipschitzLayer, keras.layers.AveragePooling2D):
         return (1, 2) if self.data_format == "channels_last" else (2, 3)
 
     def _folded_mean(self) -> Callable[[Tensor], Tensor]:
-        """Returns `_window_mean` as built-in layers."""
-        mean = keras.layers.AveragePooling2D(
+        """Returns the mean over each window as a built-in layer."""
+        mean: Callable[[Tensor], Tensor] = keras.layers.AveragePooling2D(
             self.pool_size, self.strides, padding="valid", data_format=self.data_format, name=self.name
         )
+        return mean
 
-        def folded(inputs: Tensor) -> Tensor:
-            if self.padding == "same":
-                pads = self._pads(inputs.shape)
-                inputs = keras.layers.ZeroPadding2D(pads, data_format=self.data_format)(inputs)
-            return mean(inputs)
-
-        return folded
+    def _folded_padding(self, inputs: Tensor) -> Tensor:
+        """Returns `_padded` by a built-in layer."""
+        if self.padding == "valid":
+            return inputs
+        return keras.layers.ZeroPadding2D(self._pads(inputs.shape), data_format=self.data_format)(inputs)
 
     def _pads(self, shape: Shape) -> tuple[tuple[int, int], tuple[int, int]]:
         """Returns the zeros before and after each spatial axis that `same` padding adds."""
@@ -140,7 +139,7 @@ class ScaledAveragePooling2D(_WindowPooling2D):
 
     def fold(self) -> Callable[[Tensor], Tensor]:
         mean, scale = self._folded_mean(), fold_scale(self._scale)
-        return lambda inputs: scale(mean(inputs))
+        return lambda inputs: scale(mean(self._folded_padding(inputs)))
 
     @property
     def _scale(self) -> float:
@@ -188,7 +187,7 @@ class ScaledL2NormPooling2D(_WindowPooling2D):
 
     def fold(self) -> Callable[[Tensor], Tensor]:
         mean, area, scale = self._folded_mean(), fold_scale(self._area), fold_scale(self.k_coef_lip)
-        return lambda inputs: scale(ops.sqrt(area(mean(ops.square(inputs)))))
+        return lambda inputs: scale(ops.sqrt(area(mean(ops.square(self._folded_padding(inputs))))))
 
 
 class _GlobalPooling2D(LipschitzLayer, keras.layers.GlobalAveragePooling2D):
