@@ -7,8 +7,11 @@ Trains two nets for ten epochs each, about two minutes in all.
 
 import argparse
 import os
+import pathlib
+import sys
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `examples`
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras

