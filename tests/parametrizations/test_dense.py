@@ -63,16 +63,29 @@ def conditioned(shape, condition, rng):
     return (left * np.geomspace(1, 1 / condition, min(shape))) @ right
 
 
+def kernel_of(parametrization, shape):
+    """Returns the kernel as a function of the weight, compiled on JAX, where one by one each operation would be."""
+
+    def kernel(weight):
+        return parametrization.kernel(ops.convert_to_tensor(weight, dtype="float32"), shape)
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(kernel)
+    return kernel
+
+
 @every_name
 @every_shape
 def test_kernel_and_gradient_are_those_of_the_definition(name, shape, rng):
     parametrization = parametrizations.get(name).bind(0.7)
     weight = conditioned(parametrization.weight_shape(shape), 3, rng)
-    kernel = to_numpy(parametrization.kernel(ops.convert_to_tensor(weight.astype("float32")), shape))
-    np.testing.assert_allclose(kernel, 0.7 * defined(name, weight, shape), atol=2e-6)
+    kernel = kernel_of(parametrization, shape)
+    np.testing.assert_allclose(to_numpy(kernel(weight)), 0.7 * defined(name, weight, shape), atol=2e-6)
     # The derivative along a direction, by central differences in float64, which err by about 1e-9.
     cotangent, direction = rng.normal(size=shape), rng.normal(size=weight.shape)
-    gradient = vector_jacobian_product(lambda w: parametrization.kernel(w, shape), weight, cotangent)
+    gradient = vector_jacobian_product(kernel, weight, cotangent)
     ahead, behind = (defined(name, weight + step * direction, shape) for step in (1e-5, -1e-5))
     expected = 0.7 * np.sum((ahead - behind) * cotangent) / 2e-5
     assert np.sum(gradient * direction) == pytest.approx(expected, rel=2e-4, abs=2e-4)
@@ -101,11 +114,10 @@ def hard_weights(shape, rng):
 def test_no_weight_breaks_a_kernel(name, shape, rng):
     """The norm holds, and gradients are finite, for whatever weights."""
     parametrization = parametrizations.get(name)
-    cotangent = rng.normal(size=shape)
+    kernel, cotangent = kernel_of(parametrization, shape), rng.normal(size=shape)
     for weight in hard_weights(parametrization.weight_shape(shape), rng):
-        kernel = parametrization.kernel(ops.convert_to_tensor(weight.astype("float32")), shape)
-        assert singular_values(kernel).max() <= 1 + 1e-5
-        gradient = vector_jacobian_product(lambda w: parametrization.kernel(w, shape), weight, cotangent)
+        assert singular_values(kernel(weight)).max() <= 1 + 1e-5
+        gradient = vector_jacobian_product(kernel, weight, cotangent)
         assert np.all(np.isfinite(gradient))
 
 
@@ -118,8 +130,8 @@ def test_how_near_to_orthogonal(shape, rng):
     for name, condition, tolerance, largest in promises:
         parametrization = parametrizations.get(name)
         weight = largest * conditioned(parametrization.weight_shape(shape), condition, rng)
-        kernel = parametrization.kernel(ops.convert_to_tensor(weight.astype("float32")), shape)
-        np.testing.assert_allclose(singular_values(kernel), 1, atol=tolerance, err_msg=f"{name} {condition}")
+        kernel = kernel_of(parametrization, shape)
+        np.testing.assert_allclose(singular_values(kernel(weight)), 1, atol=tolerance, err_msg=f"{name} {condition}")
 
 
 def test_training_keeps_the_constant_and_orthogonality(rng):
@@ -151,8 +163,8 @@ def test_training_keeps_the_constant_and_orthogonality(rng):
 
 def test_aol_is_orthogonal_where_the_weight_is(rng):
     weight = conditioned((30, 20), 1, rng) * np.geomspace(1, 100, 20)
-    kernel = parametrizations.get("aol").kernel(ops.convert_to_tensor(weight.astype("float32")), (30, 20))
-    np.testing.assert_allclose(singular_values(kernel), 1, atol=1e-5)
+    kernel = kernel_of(parametrizations.get("aol"), (30, 20))
+    np.testing.assert_allclose(singular_values(kernel(weight)), 1, atol=1e-5)
 
 
 @every_name
