@@ -3,6 +3,7 @@
 Pure `keras.ops` functions and small immutable objects. Nothing here knows of layers or of bounds.
 """
 
+from deel_like_lip.parametrizations.aol import AOL
 from deel_like_lip.parametrizations.base import (
     ComputedKernel,
     Parametrization,
@@ -10,15 +11,23 @@ from deel_like_lip.parametrizations.base import (
     upstream_gradient,
     with_tangent_gradient,
 )
+from deel_like_lip.parametrizations.cayley import Cayley
+from deel_like_lip.parametrizations.cholesky import BlockReflector, CholeskyQR
 from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
+from deel_like_lip.parametrizations.exponential import Exponential
 from deel_like_lip.parametrizations.frobenius import Frobenius
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize
 from deel_like_lip.parametrizations.registry import get, serialize
 from deel_like_lip.parametrizations.spectral import Spectral
 
 __all__ = [
+    "AOL",
+    "BlockReflector",
+    "Cayley",
+    "CholeskyQR",
     "ComputedKernel",
     "ConvolutionGeometry",
+    "Exponential",
     "Frobenius",
     "Orthogonal",
     "Parametrization",

@@ -4,11 +4,20 @@ from typing import Any
 
 import keras
 
+from deel_like_lip.parametrizations.aol import AOL
 from deel_like_lip.parametrizations.base import Parametrization
+from deel_like_lip.parametrizations.cayley import Cayley
+from deel_like_lip.parametrizations.cholesky import BlockReflector, CholeskyQR
+from deel_like_lip.parametrizations.exponential import Exponential
 from deel_like_lip.parametrizations.orthogonal import Orthogonal
 from deel_like_lip.parametrizations.spectral import Spectral
 
 _NAMES: dict[str, type[Parametrization]] = {
+    "aol": AOL,
+    "bro": BlockReflector,
+    "cayley": Cayley,
+    "cholesky": CholeskyQR,
+    "exponential": Exponential,
     "polar": Orthogonal,
     "spectral": Spectral,
 }
