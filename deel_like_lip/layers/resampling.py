@@ -25,7 +25,25 @@ class _Moves(ChannelLayer):
         raise NotImplementedError
 
 
-class _Blocks2D(_Moves):
+class _Reshapes(_Moves):
+    """Does so by views of the input with more axes."""
+
+    def fold(self) -> Callable[[Tensor], Tensor]:
+        folded = super().fold()
+
+        def fold_known(inputs: Tensor) -> Tensor:
+            if None in inputs.shape[1:]:
+                raise ValueError(
+                    f"The {type(self).__name__} layer '{self.name}' folds only where the size of its input is known. "
+                    "Give the model an `Input` of fixed size. Received: "
+                    f"input_shape={tuple(inputs.shape)}"
+                )
+            return folded(inputs)
+
+        return fold_known
+
+
+class _Blocks2D(_Reshapes):
     """Exchanges blocks of an image for channels."""
 
     def __init__(
@@ -42,20 +60,6 @@ class _Blocks2D(_Moves):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "pool_size": self.pool_size}
-
-    def fold(self) -> Callable[[Tensor], Tensor]:
-        folded = super().fold()
-
-        def fold_known(inputs: Tensor) -> Tensor:
-            if None in inputs.shape[1:]:
-                raise ValueError(
-                    f"The {type(self).__name__} layer '{self.name}' folds only where the height and width of its input "
-                    "are known. Give the model an `Input` of fixed size. Received: "
-                    f"input_shape={tuple(inputs.shape)}"
-                )
-            return folded(inputs)
-
-        return fold_known
 
     def _image(self, shape: Shape) -> tuple[Any, Any, int]:
         """Returns height, width and channels."""
@@ -290,7 +294,7 @@ class FirstChannels(_NumberOfChannels):
 
 
 @register
-class ChannelShuffle(_Moves):
+class ChannelShuffle(_Reshapes):
     """Puts the first channels of all groups first, then the second ones, and so on. Of norm 1 times `k_coef_lip`.
 
     Mixes what grouped convolutions keep apart. The inverse is the shuffle of `channels / groups` groups.
