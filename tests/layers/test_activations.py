@@ -130,11 +130,11 @@ def test_householder_learns_its_angles(rng):
     assert 0.5 <= lip.certify(model).lipschitz_constant <= 0.5 * (1 + 1e-12)
 
 
-@pytest.mark.parametrize("make", [layers.Householder, layers.LipPReLU, layers.NActivation])
-def test_learned_activations_inside_a_layer(make, rng, tmp_path):
-    """Their weights are built with the layer, train, are saved, and fold."""
-    model = keras.Sequential([keras.Input((5,)), layers.SpectralDense(6, activation=make()), layers.SpectralDense(2)])
-    activation = model.layers[0].activation
+def test_a_learned_activation_inside_a_layer(rng, tmp_path):
+    """Its weights are built with the layer, train, are saved, and fold."""
+    activation = layers.Householder()
+    model = keras.Sequential([keras.Input((5,)), layers.SpectralDense(6, activation=activation)])
+    model.add(layers.SpectralDense(2))
     before = to_numpy(activation.weights[0]).copy()
     inputs = rng.normal(size=(32, 5)).astype("float32")
     model.compile(keras.optimizers.Adam(0.01), "mse")
