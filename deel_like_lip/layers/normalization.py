@@ -99,13 +99,13 @@ class LayerCentering(_Centering):
         **kwargs: Any,
     ) -> None:
         super().__init__(use_bias, bias_initializer, data_format, k_coef_lip, **kwargs)
-        axes = list(axis) if isinstance(axis, (tuple, list)) else [axis]
+        axes: list[Any] = list(axis) if isinstance(axis, (tuple, list)) else [axis]
         if axis is not None and (not axes or any(isinstance(one, bool) or not isinstance(one, int) for one in axes)):
             raise ValueError(
                 "Invalid value for argument `axis` of LayerCentering. Expected an integer, several, or None. "
                 f"Received: axis={axis}"
             )
-        self.axis = None if axis is None else axes
+        self.axis: list[int] | None = None if axis is None else axes
 
     def call(self, inputs: Tensor) -> Tensor:
         values = in_float32(inputs)
