@@ -47,7 +47,7 @@ CASES = {
     "ScaledGlobalL2NormPooling2D": (lambda: layers.ScaledGlobalL2NormPooling2D(keepdims=True), (8, 6, 2)),
     "Householder": (lambda: layers.Householder(), (6,)),
     "Householder channels first": (
-        lambda: layers.Householder("channels_first", angle_initializer="random_normal", k_coef_lip=3.0),
+        lambda: layers.Householder("channels_first", angle_initializer="random_normal", k_coef_lip=0.5),
         (6, 4, 4),
     ),
     "Abs": (lambda: layers.Abs(k_coef_lip=0.5), (4, 4, 6)),
