@@ -7,7 +7,7 @@ import keras
 
 from deel_like_lip._registration import PACKAGE
 from deel_like_lip._typing import Tensor
-from deel_like_lip.layers.base import LipschitzLayer, fold_activation
+from deel_like_lip.layers.base import LipschitzLayer, fold_activation, own_weights
 
 
 def vanilla_model(model: keras.Model) -> keras.Model:
@@ -151,7 +151,9 @@ def _copy(layer: Any) -> Callable[..., Any]:
     if own_activation:
         config["activation"] = None
     copy = type(layer).from_config(config)
-    weights = [keras.ops.convert_to_numpy(weight) for weight in layer.weights]
+    weights = [
+        keras.ops.convert_to_numpy(weight) for weight in (own_weights(layer) if own_activation else layer.weights)
+    ]
     fold = fold_activation(activation) if own_activation else None
     called = False
 

@@ -111,6 +111,16 @@ def vector_jacobian_product(function: Any, inputs: Array, cotangent: Array) -> A
     return tensor.grad.numpy()
 
 
+def jacobian(function: Any, point: Array) -> Array:
+    """Returns the Jacobian of a function of one sample at a point, by the active backend, shape `(outputs, inputs)`."""
+    outputs = np.shape(to_numpy(function(point[None].astype("float32"))))[1:]
+    size = int(np.prod(outputs))
+    cotangents = np.eye(size).reshape(size, *outputs)
+    rows = vector_jacobian_product(function, np.repeat(point[None], size, axis=0), cotangents)
+    result: Array = rows.astype(np.float64).reshape(size, -1)
+    return result
+
+
 def run_python(code: str, *arguments: str, **environment: str) -> str:
     """Runs code in a fresh process outside of the repository and returns what it prints."""
     result = subprocess.run(

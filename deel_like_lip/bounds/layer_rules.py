@@ -462,6 +462,9 @@ def not_the_batch(call: Call, axis: int, does: str) -> None:
 @rule(layers.Rescaling)
 def _rescaling(call: Call) -> Effects:
     scale, offset = (np.asarray(value, np.float64) for value in (call.operation.scale, call.operation.offset))
+    if scale.ndim and keras.config.image_data_format() == "channels_first":
+        # Keras then takes the first axis of the scale, but not that of the offset, for the channels of images.
+        scale = scale.reshape(*scale.shape, *(1,) * (3 - scale.ndim))
     for array in (scale, offset):
         # (Keras states the input's shape as the output's even where the scale repeats values.)
         if repeats_values(call, array):

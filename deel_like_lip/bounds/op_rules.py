@@ -122,7 +122,7 @@ def _constant(call: Call, value: Any) -> Array:
     return array
 
 
-def _operands(call: Call) -> tuple[Array | None, Array | None]:
+def operands(call: Call) -> tuple[Array | None, Array | None]:
     """Returns the two operands of an op, None for tensors, and constants without their batch axis."""
     values = call.argument(0, "x1"), call.argument(1, "x2")
     first, second = (None if isinstance(value, keras.KerasTensor) else _operand(call, value) for value in values)
@@ -140,7 +140,7 @@ def _operand(call: Call, value: Any) -> Array:
 @rule("Add", "Subtract")
 def _add(call: Call) -> Effects | Combination:
     sign = 1.0 if type(call.operation).__name__ == "Add" else -1.0
-    first, second = _operands(call)
+    first, second = operands(call)
     if first is None and second is None:
         return Combination("sum", (1.0, sign), roundings=1)
     factor = np.array(sign if first is not None else 1.0)
@@ -156,7 +156,7 @@ def _negative(call: Call) -> Effects:
 
 @rule("Multiply")
 def _multiply(call: Call) -> Effects:
-    first, second = _operands(call)
+    first, second = operands(call)
     factors = first if first is not None else second
     if factors is None:
         raise call.refuse("the product of two tensors has no finite Lipschitz constant.")
@@ -165,7 +165,7 @@ def _multiply(call: Call) -> Effects:
 
 @rule("Divide", "TrueDivide")
 def _divide(call: Call) -> Effects:
-    first, second = _operands(call)
+    first, second = operands(call)
     if first is not None or second is None or np.any(second == 0):
         raise call.refuse("only division by constants that are not 0 has a finite Lipschitz constant.")
     factors = 1 / second
@@ -174,7 +174,7 @@ def _divide(call: Call) -> Effects:
 
 @rule("Maximum", "Minimum")
 def _extremum(call: Call) -> Effects | Combination:
-    first, second = _operands(call)
+    first, second = operands(call)
     if first is None and second is None:
         return Combination("extremum")
     other = first if first is not None else second
@@ -185,7 +185,7 @@ def _extremum(call: Call) -> Effects | Combination:
 # --- reductions ------------------------------------------------------------------------------------------------------
 
 
-def _reduced_axes(call: Call) -> list[int]:
+def reduced_axes(call: Call) -> list[int]:
     """Returns the axes of a sample that an op reduces."""
     axis = call.operation.axis
     rank = len(call.input_shape)
@@ -199,7 +199,7 @@ def _reduced_axes(call: Call) -> list[int]:
 
 @rule("Mean", "Sum")
 def _mean(call: Call) -> Effects:
-    axes = _reduced_axes(call)
+    axes = reduced_axes(call)
     if any(call.in_shape[axis] is None for axis in axes):
         raise call.refuse("its constant depends on the size of its input, which is not known.")
     matrices = {axis: mean_matrix(call.in_shape[axis] or 0) for axis in axes}
@@ -210,7 +210,7 @@ def _mean(call: Call) -> Effects:
 
 @rule("Max", "Min", "Amax", "Amin")
 def _largest(call: Call) -> Effects:
-    _reduced_axes(call)
+    reduced_axes(call)
     if getattr(call.operation, "initial", None) is not None:
         raise call.refuse("it has an initial value.")
     return [Effect(1.0)]
@@ -221,7 +221,7 @@ def _largest(call: Call) -> Effects:
 
 @rule("Norm")
 def _norm(call: Call) -> Effects:
-    _reduced_axes(call)
+    reduced_axes(call)
     if call.operation.ord not in (None, 2, "fro") or (call.operation.ord == 2 and len(call.operation.axis) > 1):
         raise call.refuse(f"there is no bound for the norm of order {call.operation.ord!r}.")
     # Each slice is 1-Lipschitz, and slices share no value.
@@ -231,7 +231,7 @@ def _norm(call: Call) -> Effects:
 @rule("Logsumexp")
 def _logsumexp(call: Call) -> Effects:
     # The gradient is a softmax, of norm at most 1.
-    _reduced_axes(call)
+    reduced_axes(call)
     return [Effect(1.0, roundings=None, offset=math.inf)]
 
 

@@ -208,6 +208,35 @@ class Separable(Operator):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Centering(Operator):
+    """Subtracts the mean over some axes of the sample, an orthogonal projection for every size of them.
+
+    Attributes:
+        axes: The axes of the sample.
+        count: Number of values in a mean, None if not known.
+    """
+
+    axes: tuple[int, ...]
+    count: int | None
+
+    @functools.cached_property
+    def norm(self) -> float:
+        return 1.0
+
+    @functools.cached_property
+    def absolute_norm(self) -> float:
+        # A value and the mean are terms of their own, even where the mean holds the value.
+        return 2.0
+
+    @property
+    def terms(self) -> int:
+        return 2 if self.count is None else self.count + 1
+
+    def apply(self, images: Array) -> Array:
+        return images - np.mean(images, axis=tuple(axis + 1 for axis in self.axes), keepdims=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Convolution(Operator):
     """A convolution, or the transpose of one.
 

@@ -11,13 +11,18 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
 from deel_like_lip._geometry import entries
 from deel_like_lip.bounds.convolution import Axis
-from deel_like_lip.bounds.layer_rules import image_area, not_the_batch, window_overlap
-from deel_like_lip.bounds.operators import Convolution
-from deel_like_lip.bounds.rounding import FLOAT32_UNDERFLOW, product_up, root_up, up
+from deel_like_lip.bounds.layer_rules import image_area, not_the_batch, spread_norm, window_overlap
+from deel_like_lip.bounds.linear import spectral_norm_bound
+from deel_like_lip.bounds.op_rules import operands, reduced_axes
+from deel_like_lip.bounds.operators import Centering, Convolution
+from deel_like_lip.bounds.rounding import EPSILON, FLOAT32_ROUNDOFF, FLOAT32_UNDERFLOW, product_up, root_up, up
 from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear
+
+Array = npt.NDArray[np.float64]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Pattern:
 
 def match_pattern(call: Call) -> Pattern | None:
     """Returns the pattern that ends in this call, or None."""
-    for matcher in (_sorted_pairs, _l2_norm_pooling, _circular_convolution):
+    for matcher in _MATCHERS:
         pattern = matcher(call)
         if pattern is not None:
             return pattern
@@ -58,15 +63,11 @@ def _sorted_pairs(call: Call) -> Pattern | None:
     halves = {id(tensor) for tensor in low.inputs}
     if len(halves) != 2 or halves != {id(tensor) for tensor in high.inputs}:
         return None
-    left, right = low.inputs
-    first, second = producer(left), producer(right)
-    if first is None or second is None or not _is(first, "Split"):
+    split = _split_in_two(low.inputs)
+    if split is None:
         return None
-    # Different outputs of one and the same split share no value, and without broadcasting none is repeated.
-    if first.outputs[0] is not second.outputs[0] or tuple(left.shape) != tuple(right.shape):
-        return None
-    not_the_batch(first, first.operation.axis, "splits")
-    return Pattern(first.inputs[0], [Effect(1.0)], "sort of pairs")
+    not_the_batch(split, split.operation.axis, "splits")
+    return Pattern(split.inputs[0], [Effect(1.0)], "sort of pairs")
 
 
 def _l2_norm_pooling(call: Call) -> Pattern | None:
@@ -145,6 +146,153 @@ def _circular_convolution(call: Call) -> Pattern | None:
     axes = tuple(wrapped.get(axis, own) for axis, own in zip(spatial, operator.axes, strict=True))
     torus = Convolution(tuple(source.shape[1:]), operator.out_shape, operator.kernels, axes, operator.channels_first)
     return Pattern(source, [linear(torus, offset=linear_part.offset), *activation], "circular convolution")
+
+
+def _centering(call: Call) -> Pattern | None:
+    """A tensor minus its own mean over some axes."""
+    if not _is(call, "Subtract") or len(call.inputs) != 2:
+        return None
+    source, subtracted = call.inputs
+    mean = producer(subtracted)
+    if mean is None or not _is(mean, "Mean") or mean.inputs[0] is not source or not mean.operation.keepdims:
+        return None
+    axes = tuple(reduced_axes(mean))
+    count = entries(tuple(call.in_shape[axis] for axis in axes))
+    # One rounding each for the division, its divisor and the difference.
+    operator = Centering(call.in_shape, call.in_shape, axes, count)
+    return Pattern(source, [linear(operator, roundings=3, keeps_sizes=True)], "centering")
+
+
+def _folded_line(call: Call) -> Pattern | None:
+    """`x - m h(x)` with h a chain of minima and maxima with constants: N-activations and the like.
+
+    The slope of h lies in [0, 1] everywhere, so that of the whole between 1 and 1 - m.
+    """
+    found = _minus_multiple(call)
+    if found is None:
+        return None
+    source, tensor, factors = found
+    chain = []
+    while tensor is not source:
+        extremum = producer(tensor)
+        if extremum is None or not _is(extremum, "Minimum", "Maximum") or len(extremum.inputs) != 1:
+            return None
+        chain.append(extremum)
+        tensor = extremum.inputs[0]
+    if not chain:
+        return None
+    nearest = np.zeros(())
+    for extremum in reversed(chain):
+        constant = next(value for value in operands(extremum) if value is not None)
+        function = np.minimum if _is(extremum, "Minimum") else np.maximum
+        nearest = function(nearest, constant)
+    slope = float(np.max(np.abs(1 - factors) + _float32_error(factors) * np.abs(factors)))
+    # Multiplying by a power of two is exact. What another factor rounds is not relative to the result.
+    exact = np.all(np.frexp(factors)[0] ** 2 == 0.25)
+    effect = Effect(
+        max(1.0, up(up(slope))),
+        offset=spread_norm(call, np.asarray(factors * nearest)),
+        roundings=1 if exact else None,
+        keeps_sizes=True,
+    )
+    return Pattern(source, [effect], "folded line")
+
+
+def _smooth_absolute_value(call: Call) -> Pattern | None:
+    """`sqrt(x^2 + c)` with c >= 0: the derivative `x / sqrt(x^2 + c)` lies in [-1, 1]."""
+    if not _is(call, "Sqrt"):
+        return None
+    total = producer(call.inputs[0])
+    if total is None or not _is(total, "Add") or len(total.inputs) != 1:
+        return None
+    square = producer(total.inputs[0])
+    added = next(value for value in operands(total) if value is not None)
+    if square is None or not _is(square, "Square") or np.any(added < 0):
+        return None
+    outputs = entries(call.out_shape) or 0
+    # As with l2 norms: a square that is flushed to zero, and a relative error that the root halves.
+    lost = product_up(4.0, root_up(float(outputs)), root_up(FLOAT32_UNDERFLOW))
+    offset = spread_norm(call, np.asarray(np.nextafter(np.sqrt(added), np.inf)))
+    effect = Effect(1.0, offset=offset, roundings=3, underflow=lost, keeps_sizes=True)
+    return Pattern(square.inputs[0], [effect], "smooth absolute value")
+
+
+def _reflected_pairs(call: Call) -> Pattern | None:
+    """`z - u relu(t . z)` for each pair z of values of two halves, with constants u and t: Householder activations.
+
+    Two values of `relu` differ by s in [0, 1] times the difference of its arguments, so two outputs by `I - s u t^T`
+    times that of the inputs. Its norm is convex in s: the larger one of s = 0, which is 1, and s = 1.
+    """
+    if not _is(call, keras.layers.Concatenate, "Concatenate") or len(call.inputs) != 2:
+        return None
+    if call.operation.axis % len(call.input_shape) == 0:
+        return None
+    first, second = (_minus_multiple(producer(tensor)) for tensor in call.inputs)
+    if first is None or second is None or first[1] is not second[1]:
+        return None
+    split, rectified = _split_in_two((first[0], second[0])), producer(first[1])
+    total = None if rectified is None or not _is(rectified, "Relu") else producer(rectified.inputs[0])
+    if split is None or total is None or not _is(total, "Add") or len(total.inputs) != 2:
+        return None
+    left, right = map(_times_constant, total.inputs)
+    if left is None or right is None or left[0] is not first[0] or right[0] is not second[0]:
+        return None
+    not_the_batch(split, split.operation.axis, "splits")
+    u_first, u_second, t_first, t_second = np.broadcast_arrays(first[2], second[2], left[1], right[1])
+    vectors = np.stack([u_first, u_second], -1), np.stack([t_first, t_second], -1)
+    outer = vectors[0][..., :, None] * vectors[1][..., None, :]
+    norm = spectral_norm_bound((np.eye(2) - outer).reshape(-1, 2, 2))
+    largest = float(np.max(np.linalg.norm(outer, axis=(-2, -1)), initial=0.0))
+    error = max(map(_float32_error, vectors))
+    constant = max(1.0, up(norm + 8 * EPSILON * (1 + largest) + 3 * error * largest))
+    # The product and sum err by 3 u |u| |t| times |z|, the product with u by one more, and the difference by u.
+    return Pattern(split.inputs[0], [Effect(constant, roundings=2 + math.ceil(5 * largest))], "reflection of pairs")
+
+
+_MATCHERS = (
+    _sorted_pairs,
+    _l2_norm_pooling,
+    _circular_convolution,
+    _centering,
+    _folded_line,
+    _smooth_absolute_value,
+    _reflected_pairs,
+)
+
+
+def _minus_multiple(call: Call | None) -> tuple[Any, Any, Array] | None:
+    """Returns the tensors x and y and the constant m of a call that computes `x - m y`, or None."""
+    if call is None or not _is(call, "Subtract") or len(call.inputs) != 2:
+        return None
+    product = _times_constant(call.inputs[1])
+    return None if product is None else (call.inputs[0], *product)
+
+
+def _times_constant(tensor: Any) -> tuple[Any, Array] | None:
+    """Returns the tensor and the constant of which a tensor is the product, or None."""
+    product = producer(tensor)
+    if product is None or not _is(product, "Multiply") or len(product.inputs) != 1:
+        return None
+    return product.inputs[0], next(value for value in operands(product) if value is not None)
+
+
+def _float32_error(constant: Array) -> float:
+    """Returns the relative error of what a model holds of a constant, which is in float32."""
+    return FLOAT32_ROUNDOFF if np.any(constant.astype(np.float32) != constant) else 0.0
+
+
+def _split_in_two(halves: Sequence[Any]) -> Call | None:
+    """Returns the split of which two tensors are different outputs of the same shape, or None.
+
+    They then share no value, and what combines them element by element repeats none.
+    """
+    left, right = halves
+    first, second = producer(left), producer(right)
+    if first is None or second is None or left is right or not _is(first, "Split"):
+        return None
+    if first.outputs[0] is not second.outputs[0] or tuple(left.shape) != tuple(right.shape):
+        return None
+    return first
 
 
 def producer(tensor: Any) -> Call | None:

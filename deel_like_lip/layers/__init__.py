@@ -1,29 +1,53 @@
 """Keras layers whose Lipschitz constant is known."""
 
-from deel_like_lip.layers.activations import FullSort, GroupSort, GroupSort2, MaxMin
+from deel_like_lip.layers.activations import FullSort, GroupSort, GroupSort2, Householder, MaxMin
 from deel_like_lip.layers.base import LipschitzLayer
 from deel_like_lip.layers.convolutional import FrobeniusConv2D, LipConv2D, SpectralConv2D
 from deel_like_lip.layers.dense import FrobeniusDense, SpectralDense
+from deel_like_lip.layers.heads import UnitNormDense
+from deel_like_lip.layers.normalization import BatchCentering, LayerCentering, LipBatchNormalization
 from deel_like_lip.layers.pooling import (
     ScaledAveragePooling2D,
     ScaledGlobalAveragePooling2D,
     ScaledGlobalL2NormPooling2D,
     ScaledL2NormPooling2D,
 )
+from deel_like_lip.layers.resampling import (
+    ChannelShuffle,
+    FirstChannels,
+    InvertibleDownSampling,
+    InvertibleUpSampling,
+    ZeroChannelPadding,
+)
+from deel_like_lip.layers.scalar_activations import Abs, LipPReLU, NActivation, SoftHuber
 
 __all__ = [
+    "Abs",
+    "BatchCentering",
+    "ChannelShuffle",
+    "FirstChannels",
     "FrobeniusConv2D",
     "FrobeniusDense",
     "FullSort",
     "GroupSort",
     "GroupSort2",
+    "Householder",
+    "InvertibleDownSampling",
+    "InvertibleUpSampling",
+    "LayerCentering",
+    "LipBatchNormalization",
     "LipConv2D",
+    "LipPReLU",
     "LipschitzLayer",
     "MaxMin",
+    "NActivation",
     "ScaledAveragePooling2D",
     "ScaledGlobalAveragePooling2D",
     "ScaledGlobalL2NormPooling2D",
     "ScaledL2NormPooling2D",
+    "SoftHuber",
     "SpectralConv2D",
     "SpectralDense",
+    "UnitNormDense",
+    "ZeroChannelPadding",
 ]

@@ -1,40 +1,29 @@
-"""Sorting activations: 1-Lipschitz, and the norm of a gradient passes through them unchanged.
+"""Activations of groups of channels: 1-Lipschitz, and the norm of a gradient passes through them unchanged.
 
-Each is a permutation of the input on every piece, so a network of orthogonal layers and sorts keeps its gradient norm.
+Each is a permutation or reflection of the input on every piece, so a network of orthogonal layers and these keeps its
+gradient norm.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from deel_like_lip._fusion import fused
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.layers.base import LipschitzLayer, channel_axis, fold_scale, scaled
+from deel_like_lip.layers.base import built, fold_scale, scaled
+from deel_like_lip.layers.channels import ChannelLayer, constant
 
 
-class _ChannelSort(LipschitzLayer):
+class _ChannelSort(ChannelLayer):
     """Views the channel axis as two axes, sorts along one of them, and views them as one again."""
 
-    def __init__(self, data_format: str | None = None, k_coef_lip: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(k_coef_lip=k_coef_lip, **kwargs)
-        data_format = keras.config.image_data_format() if data_format is None else data_format
-        if data_format not in ("channels_last", "channels_first"):
-            raise ValueError(
-                f"Invalid value for argument `data_format` of {type(self).__name__}. Expected 'channels_last' or "
-                f"'channels_first'. Received: data_format={data_format}"
-            )
-        self.data_format = data_format
-        self.supports_masking = True
-
-    def build(self, input_shape: Shape) -> None:
-        self._views(input_shape)
-        self.built = True
-
     def call(self, inputs: Tensor) -> Tensor:
-        return scaled(self._through_view(inputs, _sort_pairs), self.k_coef_lip)
+        return scaled(self._sorted(inputs, sort_pairs), self.k_coef_lip)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         self._views(input_shape)
@@ -42,34 +31,23 @@ class _ChannelSort(LipschitzLayer):
 
     def fold(self) -> Callable[[Tensor], Tensor]:
         scale = fold_scale(self.k_coef_lip)
-        return lambda inputs: scale(self._through_view(inputs, _sort_pairs_by_extrema))
+        return lambda inputs: scale(self._sorted(inputs, _sort_pairs_by_extrema))
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "data_format": self.data_format}
-
-    def _through_view(self, inputs: Tensor, sort_pairs: Callable[[Tensor, int], Tensor]) -> Tensor:
+    def _sorted(self, inputs: Tensor, of_pairs: Callable[[Tensor, int], Tensor]) -> Tensor:
         axis, view = self._views(inputs.shape)
-        lead, tail = [-1, *inputs.shape[1:axis]], list(inputs.shape[axis + 1 :])
-        if None in lead or None in tail:
-            shape = ops.shape(inputs)
-            lead, tail = [-1, *shape[1:axis]], list(shape[axis + 1 :])
-        sort_axis = axis + self._sorted_axis
-        viewed = ops.reshape(inputs, (*lead, *view, *tail))
-        viewed = sort_pairs(viewed, sort_axis) if view[self._sorted_axis] == 2 else ops.sort(viewed, axis=sort_axis)
-        return ops.reshape(viewed, (*lead, view[0] * view[1], *tail))
+
+        def sort(viewed: Tensor, axis: int) -> Tensor:
+            axis += self._sorted_axis
+            return of_pairs(viewed, axis) if view[self._sorted_axis] == 2 else ops.sort(viewed, axis=axis)
+
+        return self._through_view(inputs, axis, view, sort)
 
     # Which of the two axes of the view is sorted: 1 for neighbouring channels, 0 for channels that are far apart.
     _sorted_axis = 1
 
     def _views(self, shape: Shape) -> tuple[int, tuple[int, int]]:
         """Returns the channel axis, and the two sizes as which its channels are viewed."""
-        axis = channel_axis(self.data_format, shape)
-        channels = shape[axis]
-        if len(shape) < 2 or channels is None:
-            raise ValueError(
-                f"The {type(self).__name__} layer '{self.name}' expects an input of rank at least 2 whose number of "
-                f"channels is known. Received: input_shape={tuple(shape)}"
-            )
+        axis, channels = self._channels(shape)
         size = channels if self._group_size is None else self._group_size
         if channels % size:
             raise ValueError(
@@ -86,7 +64,7 @@ class _ChannelSort(LipschitzLayer):
 
 
 @fused
-def _sort_pairs(inputs: Tensor, axis: int) -> Tensor:
+def sort_pairs(inputs: Tensor, axis: int) -> Tensor:
     """Sorts an axis of size 2, such that the gradient at a tie leaves the order as it is and has norm 1.
 
     (Minimum and maximum give the whole gradient at a tie to one side on TensorFlow, which is a Jacobian of norm
@@ -243,3 +221,95 @@ class FullSort(_ChannelSort):
     @property
     def _group_size(self) -> None:
         return None
+
+
+@register
+class Householder(ChannelLayer):
+    """Reflects pairs of channels in learned directions. 1-Lipschitz times `k_coef_lip`.
+
+    With `a` the angle of the pair z = (i, i + C/2) and v = (sin(a/2), -cos(a/2)), a pair with `v . z > 0` is reflected,
+    `z - 2 (v . z) v`, and the others stay. The angle pi/2, from which all start, is `MaxMin`.
+
+    Args:
+        data_format: `"channels_last"` or `"channels_first"`, by default that of the Keras configuration. Inputs of rank
+            2 have their channels last in any case.
+        angle_initializer: Initializer of the angles, shape `(channels / 2,)`, by default the constant pi/2.
+        k_coef_lip: Factor of the output, the Lipschitz constant of the layer.
+        **kwargs: Arguments of `keras.layers.Layer`.
+
+    Input shape:
+        `(batch, ..., channels)`, or `(batch, channels, ...)` with `channels_first`, an even number C of channels.
+
+    Output shape:
+        The input's.
+
+    Example:
+        >>> Householder()(np.array([[3.0, 1.0, 2.0, 4.0]]))
+        [[2.0, 1.0, 3.0, 4.0]]
+
+    Raises:
+        ValueError: If the number of channels is odd.
+
+    Reference:
+        Singla, Singla and Feizi, 2021, [Improved deterministic l2 robustness on CIFAR-10 and
+        CIFAR-100](https://arxiv.org/abs/2108.04062)
+    """
+
+    def __init__(
+        self, data_format: str | None = None, angle_initializer: Any = None, k_coef_lip: float = 1.0, **kwargs: Any
+    ) -> None:
+        super().__init__(data_format=data_format, k_coef_lip=k_coef_lip, **kwargs)
+        default = keras.initializers.Constant(math.pi / 2)
+        self.angle_initializer = default if angle_initializer is None else keras.initializers.get(angle_initializer)
+
+    def build(self, input_shape: Shape) -> None:
+        _, channels = self._pairs(input_shape)
+        self.angle = self.add_weight(
+            shape=(channels // 2,), initializer=self.angle_initializer, name="angle", autocast=False
+        )
+        self.built = True
+
+    def call(self, inputs: Tensor) -> Tensor:
+        sine, cosine = (self._spread(function(self.angle / 2), inputs) for function in (ops.sin, ops.cos))
+        return scaled(self._reflected(inputs, (sine, -cosine), (2 * sine, -2 * cosine)), self.k_coef_lip)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        self._pairs(input_shape)
+        return input_shape
+
+    def fold(self) -> Callable[[Tensor], Tensor]:
+        angle = constant(built(self).angle)
+        # Rounded towards zero, so that |v| <= 1 and no reflection of the folded model enlarges anything.
+        half, zero = angle.astype(np.float64) / 2, angle.dtype.type(0)
+        vectors = [np.nextafter(values.astype(angle.dtype), zero) for values in (np.sin(half), -np.cos(half))]
+        scale = fold_scale(self.k_coef_lip)
+
+        def folded(inputs: Tensor) -> Tensor:
+            first, second = (self._spread_constant(vector, inputs) for vector in vectors)
+            return scale(self._reflected(inputs, (first, second), (2 * first, 2 * second)))
+
+        return folded
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "angle_initializer": keras.initializers.serialize(self.angle_initializer)}
+
+    def _reflected(self, inputs: Tensor, vector: tuple[Any, Any], twice: tuple[Any, Any]) -> Tensor:
+        """Reflects where the product with `vector` is positive: a form that `certify` recognises.
+
+        Half of the plane stays and `relu` has the gradient 0 at 0, so the gradient of a pair on the border keeps its
+        norm.
+        """
+        axis, _ = self._pairs(inputs.shape)
+        first, second = ops.split(inputs, 2, axis=axis)
+        part = ops.relu(first * vector[0] + second * vector[1])
+        return ops.concatenate([first - part * twice[0], second - part * twice[1]], axis=axis)
+
+    def _pairs(self, shape: Shape) -> tuple[int, int]:
+        """Returns the channel axis and the number of channels, which has to be even."""
+        axis, channels = self._channels(shape)
+        if channels % 2:
+            raise ValueError(
+                f"The Householder layer '{self.name}' reflects pairs of channels, so the number of channels must be "
+                f"even. Received: {channels} channels, input_shape={tuple(shape)}"
+            )
+        return axis, channels

@@ -4,7 +4,7 @@ import contextvars
 import math
 import numbers
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 from keras import ops
@@ -93,8 +93,12 @@ class ConstrainedKernel(LipschitzLayer):
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         if isinstance(self.activation, keras.layers.Layer):
-            # Refuses now what it would refuse at the first call, such as a number of channels that it cannot sort.
-            self.activation.compute_output_shape(self.compute_output_shape(input_shape))
+            # Refuses now what it would refuse at the first call, such as a number of channels that it cannot sort, and
+            # creates its weights while that is allowed.
+            outputs = self.compute_output_shape(input_shape)
+            self.activation.compute_output_shape(outputs)
+            if not self.activation.built:
+                self.activation.build(outputs)
 
     @property
     def kernel(self) -> Tensor:
@@ -151,14 +155,9 @@ class ConstrainedKernel(LipschitzLayer):
         return config
 
     def fold(self) -> Callable[[Tensor], Tensor]:
-        if not self.built:
-            raise ValueError(
-                f"The {type(self).__name__} layer '{self.name}' is not built, so it has no kernel to fold. Call the "
-                "model on data or give it an `Input` first."
-            )
-        plain = self._plain_layer()
+        plain = built(self)._plain_layer()
         activation = fold_activation(self.activation)
-        used = [self.kernel if weight is self.stored_kernel else weight for weight in self.weights]
+        used = [self.kernel if weight is self.stored_kernel else weight for weight in own_weights(self)]
         weights = [keras.ops.convert_to_numpy(weight) for weight in used]
 
         def folded(inputs: Tensor) -> Tensor:
@@ -187,6 +186,19 @@ class ConstrainedKernel(LipschitzLayer):
         return inputs
 
 
+_Layer = TypeVar("_Layer", bound=keras.layers.Layer)
+
+
+def built(layer: _Layer) -> _Layer:
+    """Returns a layer that is to be folded, and raises if it has no weights yet."""
+    if not layer.built:
+        raise ValueError(
+            f"The {type(layer).__name__} layer '{layer.name}' is not built, so it has no weights to fold. Call the "
+            "model on data or give it an `Input` first."
+        )
+    return layer
+
+
 def checked_activation(activation: Any, owner: str) -> Any:
     """Returns `activation` if it is known to be 1-Lipschitz, and raises otherwise."""
     own = isinstance(activation, LipschitzLayer)
@@ -200,6 +212,13 @@ def checked_activation(activation: Any, owner: str) -> Any:
         f"most 1, such as GroupSort2() or 'relu', but '{name}' {reason}. Apply it as a layer of its own if that is "
         f"what you want; `certify` then counts its constant where it knows it. Received: activation={activation}"
     )
+
+
+def own_weights(layer: Any) -> list[Any]:
+    """Returns the weights of a layer without those of its activation."""
+    activation = getattr(layer, "activation", None)
+    others = {id(weight) for weight in getattr(activation, "weights", ())}
+    return [weight for weight in layer.weights if id(weight) not in others]
 
 
 def fold_activation(activation: Any) -> Callable[[Tensor], Tensor]:

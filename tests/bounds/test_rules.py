@@ -243,3 +243,18 @@ def test_a_dense_map_by_element_is_a_scaling(rng):
     model = model_of(layer, VECTOR)
     layer.kernel.assign([1.0, -4.0, 2.0, 0.0, 3.0, 1.0])
     assert bound_graph(model).constant == pytest.approx(4.0)
+
+
+def test_rescaling_channels_where_keras_has_them_first():
+    before = keras.config.image_data_format()
+    keras.config.set_image_data_format("channels_first")
+    try:
+        first = layers.Dense(1, use_bias=False)
+        model = model_of(lambda x: first(layers.Rescaling(np.array([1.0, 1.0, 10.0], "float32"))(x)), (3, 3, 3))
+        first.kernel.assign([[1.0], [0.0], [0.0]])
+        basis = np.eye(27, dtype="float32").reshape(27, 3, 3, 3)
+        exact = np.linalg.norm(to_numpy(model(basis)).reshape(27, -1), 2)
+        assert exact == pytest.approx(10)
+        assert exact * (1 - 1e-6) <= bound_graph(model).constant <= exact * (1 + 1e-6)
+    finally:
+        keras.config.set_image_data_format(before)

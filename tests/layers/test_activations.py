@@ -1,11 +1,11 @@
-"""Sorting activations: what they compute, and that they keep the norm of a gradient."""
+"""Activations of groups of channels: what they compute, and that they keep the norm of a gradient."""
 
 import keras
 import numpy as np
 import pytest
 
 import deel_like_lip as lip
-from tests.helpers import to_numpy, vector_jacobian_product
+from tests.helpers import jacobian, to_numpy, vector_jacobian_product
 
 layers = lip.layers
 
@@ -73,6 +73,89 @@ def test_gradient_at_ties_has_at_most_norm_one(make, value, rng):
     jacobian = np.stack([vector_jacobian_product(layer, ties, np.eye(8)[i : i + 1])[0] for i in range(8)])
     assert np.linalg.norm(jacobian, 2) <= 1 + 1e-6
     assert np.all(np.isfinite(jacobian))
+
+
+def householder(angles, **options):
+    layer = layers.Householder(**options)
+    layer.build((None, 2 * len(angles)))
+    layer.angle.assign(angles)
+    return layer
+
+
+def test_householder_by_hand():
+    inputs = np.array([[3.0, 1.0], [3.0, -1.0], [-3.0, 1.0], [-3.0, -1.0]])
+    np.testing.assert_allclose(to_numpy(householder([0.0])(inputs)), inputs * [1, 0] + np.abs(inputs) * [0, 1])
+    expected = -np.abs(inputs) * [1, 0] + inputs * [0, 1]
+    np.testing.assert_allclose(to_numpy(householder([np.pi])(inputs)), expected, atol=1e-6)
+    # A third of a turn: v = (sin 60, -cos 60), and (1, 0) goes to (cos 120, sin 120).
+    outputs = to_numpy(householder([2 * np.pi / 3], k_coef_lip=2.0)(np.array([[1.0, 0.0], [0.0, 1.0]])))
+    np.testing.assert_allclose(outputs, [[-1.0, 3**0.5], [0.0, 2.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_householder_starts_as_max_min(data_format, rng):
+    inputs = rng.normal(size=(3, 4, 6, 8)).astype("float32")
+    expected = to_numpy(layers.MaxMin(data_format)(inputs))
+    np.testing.assert_allclose(to_numpy(layers.Householder(data_format)(inputs)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [0.5, 1.0, 3.0])
+def test_householder_is_orthogonal_on_every_piece_and_on_borders(k, rng):
+    angles = rng.uniform(-10, 10, size=4)
+    model = keras.Sequential([keras.Input((8,)), householder(angles, k_coef_lip=k)])
+    border = np.concatenate([np.cos(angles / 2), np.sin(angles / 2)])  # where v . z is 0 for each pair
+    for point in (*rng.normal(size=(10, 8)), border, np.zeros(8)):
+        matrix = jacobian(model, point)
+        np.testing.assert_allclose(matrix.T @ matrix, k**2 * np.eye(8), atol=2e-6 * k**2)
+    assert k <= lip.certify(model).lipschitz_constant <= k * (1 + 1e-12)
+
+
+def test_householder_in_depth_certifies_to_one_in_both_formats(rng):
+    for data_format, shape in (("channels_last", (5, 4, 6)), ("channels_first", (6, 5, 4))):
+        stack = [layers.Householder(data_format, angle_initializer="random_normal") for _ in range(30)]
+        model = keras.Sequential([keras.Input(shape), *stack])
+        assert lip.certify(model).lipschitz_constant <= 1 + 1e-9
+        images = rng.normal(size=(2, *shape)).astype("float32")
+        np.testing.assert_allclose(to_numpy(lip.vanilla_model(model)(images)), to_numpy(model(images)), atol=2e-5)
+
+
+def test_householder_learns_its_angles(rng):
+    model = keras.Sequential([keras.Input((6,)), layers.Householder(k_coef_lip=0.5)])
+    model.compile(keras.optimizers.Adam(0.05), "mse")
+    inputs = rng.normal(size=(64, 6)).astype("float32")
+    wanted = to_numpy(householder([0.7, 1.5, 2.5], k_coef_lip=0.5)(inputs))
+    for _ in range(60):
+        model.train_on_batch(inputs, wanted)
+    np.testing.assert_allclose(to_numpy(model.layers[0].angle), [0.7, 1.5, 2.5], atol=0.1)
+    assert 0.5 <= lip.certify(model).lipschitz_constant <= 0.5 * (1 + 1e-12)
+
+
+def test_a_learned_activation_inside_a_layer(rng, tmp_path):
+    """Its weights are built with the layer, train, are saved, and fold."""
+    activation = layers.Householder()
+    model = keras.Sequential([keras.Input((5,)), layers.SpectralDense(6, activation=activation)])
+    model.add(layers.SpectralDense(2))
+    before = to_numpy(activation.weights[0]).copy()
+    inputs = rng.normal(size=(32, 5)).astype("float32")
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.fit(inputs, rng.normal(size=(32, 2)), verbose=0)
+    assert np.any(to_numpy(activation.weights[0]) != before)
+    expected = to_numpy(model(inputs))
+    np.testing.assert_allclose(to_numpy(lip.vanilla_model(model)(inputs)), expected, atol=1e-5)
+    assert lip.certify(model).lipschitz_constant <= 1 + 1e-5
+    model.save(tmp_path / "model.keras")
+    np.testing.assert_array_equal(to_numpy(keras.models.load_model(tmp_path / "model.keras")(inputs)), expected)
+
+
+def test_a_learned_activation_in_a_plain_keras_layer(rng):
+    model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(6, activation=householder([0.3, 1.0, 2.0]))])
+    inputs = rng.normal(size=(3, 5)).astype("float32")
+    np.testing.assert_allclose(to_numpy(lip.vanilla_model(model)(inputs)), to_numpy(model(inputs)), atol=1e-6)
+
+
+def test_householder_of_an_odd_number_of_channels():
+    with pytest.raises(ValueError, match=r"must be even. Received: 5 channels, input_shape=\(None, 5\)"):
+        keras.Sequential([keras.Input((5,)), layers.Householder()])
 
 
 def test_the_constant_scales_the_output(rng):

@@ -48,12 +48,67 @@ CASES = {
     "SpectralDense cayley": (lambda: layers.SpectralDense(4, parametrization="cayley", activation="relu"), (3, 6)),
     "SpectralDense cholesky": (lambda: layers.SpectralDense(3, parametrization="cholesky", use_bias=False), (4,)),
     "SpectralDense exponential": (lambda: layers.SpectralDense(2, parametrization="exponential"), (6,)),
+    "Householder": (lambda: layers.Householder(), (6,)),
+    "Householder channels first": (
+        lambda: layers.Householder("channels_first", angle_initializer="random_normal", k_coef_lip=0.5),
+        (6, 4, 4),
+    ),
+    "Abs": (lambda: layers.Abs(k_coef_lip=0.5), (4, 4, 6)),
+    "SoftHuber": (lambda: layers.SoftHuber(delta=0.5, k_coef_lip=3.0), (4, 4, 6)),
+    "LipPReLU": (lambda: layers.LipPReLU(), (6,)),
+    "LipPReLU channels first": (
+        lambda: layers.LipPReLU("channels_first", alpha_initializer="random_normal", k_coef_lip=0.5),
+        (6, 4, 4),
+    ),
+    "NActivation": (lambda: layers.NActivation(), (6,)),
+    "NActivation channels first": (
+        lambda: layers.NActivation("channels_first", thresholds_initializer="random_normal", k_coef_lip=3.0),
+        (6, 4, 4),
+    ),
+    "BatchCentering": (lambda: layers.BatchCentering(), (6,)),
+    "BatchCentering channels first": (
+        lambda: layers.BatchCentering(use_bias=False, data_format="channels_first", k_coef_lip=0.5),
+        (6, 4, 4),
+    ),
+    "LayerCentering": (lambda: layers.LayerCentering(), (4, 4, 6)),
+    "LayerCentering flat": (lambda: layers.LayerCentering(use_bias=False), (6,)),
+    "LayerCentering of all axes": (
+        lambda: layers.LayerCentering((1, 2, -1), data_format="channels_first", k_coef_lip=3.0),
+        (6, 4, 4),
+    ),
+    "LipBatchNormalization": (lambda: layers.LipBatchNormalization(), (6,)),
+    "LipBatchNormalization channels first": (
+        lambda: layers.LipBatchNormalization(momentum=0.5, data_format="channels_first", k_coef_lip=3.0),
+        (6, 4, 4),
+    ),
+    "InvertibleDownSampling": (lambda: layers.InvertibleDownSampling((2, 3)), (4, 6, 2)),
+    "InvertibleDownSampling channels first": (
+        lambda: layers.InvertibleDownSampling(2, data_format="channels_first", k_coef_lip=0.5),
+        (2, 4, 6),
+    ),
+    "InvertibleUpSampling": (lambda: layers.InvertibleUpSampling((2, 3)), (4, 2, 12)),
+    "InvertibleUpSampling channels first": (
+        lambda: layers.InvertibleUpSampling(2, data_format="channels_first", k_coef_lip=3.0),
+        (8, 4, 2),
+    ),
+    "ZeroChannelPadding": (lambda: layers.ZeroChannelPadding(7), (4, 4, 6)),
+    "ZeroChannelPadding channels first": (lambda: layers.ZeroChannelPadding(7, "channels_first"), (6, 4, 4)),
+    "FirstChannels": (lambda: layers.FirstChannels(4), (4, 4, 6)),
+    "FirstChannels channels first": (lambda: layers.FirstChannels(4, "channels_first"), (6, 4, 4)),
+    "ChannelShuffle": (lambda: layers.ChannelShuffle(3), (4, 4, 6)),
+    "ChannelShuffle channels first": (lambda: layers.ChannelShuffle(2, "channels_first"), (6, 4, 4)),
+    "UnitNormDense": (lambda: layers.UnitNormDense(6, k_coef_lip=2.0), (4,)),
 }
 
 # Arguments of `LayerCase` for those that do not promise `k_coef_lip` for the layer as a whole, or not at any time.
 OPTIONS = {
     "SpectralDense not orthogonal": {"slack_in_training": 0.2},
     "FrobeniusDense": {"per_output": True},
+    "UnitNormDense": {"per_output": True},
+    "BatchCentering": {"same_in_training": False},
+    "BatchCentering channels first": {"same_in_training": False},
+    "LipBatchNormalization": {"same_in_training": False},
+    "LipBatchNormalization channels first": {"same_in_training": False},
 }
 UNDER_TEST = {name: LayerCase(*case, **OPTIONS.get(name, {})) for name, case in CASES.items()}
 CHECKS = dict(layer_checks())
