@@ -25,17 +25,18 @@ def fused(function: _Function) -> _Function:
     return run  # type: ignore[return-value]
 
 
-def compiled_on_jax(function: _Function) -> _Function:
-    """Compiles a function on JAX, which would otherwise compile its control flow anew at each call outside of a step.
+def compiled(function: _Function) -> _Function:
+    """Compiles a function on JAX, and makes a graph of it on TensorFlow, once for each shape.
 
-    As a decorator. The first argument is a tensor, the others are hashable.
+    Control flow would otherwise be compiled anew at each call outside of a step, and traced anew for each layer inside
+    of one. As a decorator. The first argument is a tensor, the others are hashable.
     """
 
     @functools.wraps(function)
     def run(tensor: Any, *static: Any) -> Any:
-        if keras.backend.backend() != "jax":
+        if keras.backend.backend() == "torch":
             return function(tensor, *static)
-        return _compiled_by_jax(function, len(static))(tensor, *static)
+        return _compiled(function, len(static))(tensor, *static)
 
     return run  # type: ignore[return-value]
 
@@ -49,11 +50,17 @@ def _compiled_by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @functools.cache
-def _compiled_by_jax(function: Callable[..., Any], count: int) -> Callable[..., Any]:
-    import jax
+def _compiled(function: Callable[..., Any], count: int) -> Callable[..., Any]:
+    result: Any
+    if keras.backend.backend() == "jax":
+        import jax
 
-    compiled: Callable[..., Any] = jax.jit(function, static_argnums=tuple(range(1, count + 1)))
-    return compiled
+        result = jax.jit(function, static_argnums=tuple(range(1, count + 1)))
+    else:
+        import tensorflow
+
+        result = tensorflow.function(function, autograph=False)
+    return result  # type: ignore[no-any-return]
 
 
 @functools.cache

@@ -23,7 +23,7 @@ class RenormalizeCallback(keras.callbacks.Callback):
     step of Keras's own `train_step` the callback therefore does nothing more; where a model has a `train_step` of its
     own, it projects after each step. In both cases it projects before every validation, at the end of each epoch and at
     the end of training: there Keras may have put averages in place of the kernels (`use_ema`, `SwapEMAWeights`), which
-    no layer sees, and kernels that updates have left up to 5 % off are made orthogonal to the last digit. Put it
+    no layer sees, and kernels that updates have left up to 12 % below are made orthogonal to the last digit. Put it
     last in the list, so that it comes after callbacks that change weights.
 
     Args:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from keras import ops
 
-from deel_like_lip._fusion import compiled_on_jax
+from deel_like_lip._fusion import compiled
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
 from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, probe
@@ -62,7 +62,7 @@ class Spectral(ReshapedKernel):
         return kernel * ops.cast(factor, kernel.dtype)
 
 
-@compiled_on_jax
+@compiled
 def _norm_above(matrix: Tensor) -> Tensor:
     """Returns an upper bound of the spectral norm, by Gram iteration."""
     transposed = ops.transpose(matrix)

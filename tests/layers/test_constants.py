@@ -83,7 +83,7 @@ def test_after_200_steps_of_adam_and_after_loading(tmp_path):
     model = side_by_side()
     before = [to_numpy(layer.kernel) for layer in constrained_layers(model)]
     train(model, 200, keras.optimizers.Adam(1e-2))
-    check_constants(model, smallest=0.95)  # the layers alone
+    check_constants(model, smallest=0.88)  # the layers alone
     train(model, 1, keras.optimizers.Adam(1e-2), [lip.callbacks.RenormalizeCallback()])
     check_constants(model)
     moved = [
@@ -113,7 +113,7 @@ class EachStep(keras.callbacks.Callback):
         for layer in constrained_layers(self.model):
             values = singular_values(layer.kernel) / layer.parametrization.norm
             assert values.max() <= 1 + 1e-5
-            assert values.min() >= 0.95
+            assert values.min() >= 0.88
 
 
 @pytest.mark.parametrize(
