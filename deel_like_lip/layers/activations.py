@@ -23,7 +23,9 @@ class _ChannelSort(ChannelLayer):
     """Views the channel axis as two axes, sorts along one of them, and views them as one again."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        return scaled(self._sorted(inputs, sort_pairs), self.k_coef_lip)
+        # Compiling by itself what TensorFlow does not compile takes time and memory once: images are worth it.
+        of_pairs = _sort_pairs_in_one_pass if len(inputs.shape) > 3 else sort_pairs
+        return scaled(self._sorted(inputs, of_pairs), self.k_coef_lip)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         self._views(input_shape)
@@ -63,7 +65,6 @@ class _ChannelSort(ChannelLayer):
         return 2
 
 
-@fused
 def sort_pairs(inputs: Tensor, axis: int) -> Tensor:
     """Sorts an axis of size 2, such that the gradient at a tie leaves the order as it is and has norm 1.
 
@@ -74,6 +75,9 @@ def sort_pairs(inputs: Tensor, axis: int) -> Tensor:
     left, right = ops.split(inputs, 2, axis=axis)
     gap = ops.relu(left - right)
     return inputs + ops.concatenate([-gap, gap], axis=axis)
+
+
+_sort_pairs_in_one_pass = fused(sort_pairs)
 
 
 def _sort_pairs_by_extrema(inputs: Tensor, axis: int) -> Tensor:

@@ -277,6 +277,5 @@ def _distance_from_identity(gram: Tensor, scale: Any) -> Tensor:
 def _norm_from_below(symmetric: Callable[[Tensor], Tensor], size: int, dtype: Any, iterations: int) -> Tensor:
     """Estimates the norm of a symmetric map of vectors by power iteration."""
     vector = ops.convert_to_tensor(probe(size), dtype=dtype)
-    for _ in range(iterations):
-        previous, vector = vector, symmetric(vector)
+    previous, vector = ops.fori_loop(0, iterations, lambda _, pair: (pair[1], symmetric(pair[1])), (vector, vector))
     return ops.sqrt(ops.sum(vector * vector) / (ops.sum(previous * previous) + _TINY))
