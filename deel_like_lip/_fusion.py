@@ -51,7 +51,7 @@ def _compiled_by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @functools.cache
 def _compiled(function: Callable[..., Any], count: int) -> Callable[..., Any]:
-    result: Any
+    result: Callable[..., Any]
     if keras.backend.backend() == "jax":
         import jax
 
@@ -60,7 +60,7 @@ def _compiled(function: Callable[..., Any], count: int) -> Callable[..., Any]:
         import tensorflow
 
         result = tensorflow.function(function, autograph=False)
-    return result  # type: ignore[no-any-return]
+    return result
 
 
 @functools.cache

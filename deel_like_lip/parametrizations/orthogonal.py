@@ -103,7 +103,8 @@ class Orthogonal(ReshapedKernel):
                 fewer = batch <= small * large // (2 * large - small)  # multiplications, of the first way
                 # Torch, which compiles nothing, also passes x: it tells whether its gradient is of use to anybody.
                 wanted = not args or getattr(args[0], "requires_grad", True)
-                c = ops.matmul(d, wt) if wanted or rows < columns or fewer is not False else None
+                needed = wanted or rows < columns or fewer is not False
+                c: Any = ops.matmul(d, wt) if needed else None
 
                 def through_the_batch() -> Tensor:
                     left, right = x, d
