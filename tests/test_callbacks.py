@@ -87,6 +87,8 @@ def test_kernels_are_projected_at_each_hook(when):
     model.fit(inputs, labels, validation_data=(inputs, labels), batch_size=16, epochs=2, verbose=0, callbacks=chain)
     assert len(watch.seen["batch"]) == 8
     assert len(watch.seen["test"]) == len(watch.seen["epoch"]) == 2
+    # After a batch the layers have held their norm, which is all that they do then.
+    assert max(watch.seen.pop("batch")) < (1e-3 if when == "batch" else 0.12)
     assert max(max(seen) for seen in watch.seen.values()) < 1e-3
     assert spread(model) < 1e-3
     # What was spoiled was real: without the callback it shows.
@@ -117,16 +119,17 @@ def test_steps_per_execution():
     assert max(watch.seen["batch"]) < 1e-3
 
 
-def test_it_changes_nothing_that_is_in_place():
+def test_it_leaves_the_steps_of_an_epoch_to_the_layers():
     inputs, labels = data()
     weights = []
     for chain in ([], [callbacks.RenormalizeCallback()]):
         keras.utils.set_random_seed(3)
         model = small_model()
-        model.fit(inputs, labels, batch_size=16, epochs=3, verbose=0, shuffle=False, callbacks=chain)
+        model.fit(inputs, labels, batch_size=16, verbose=0, shuffle=False, callbacks=chain)
+        lip.renormalize(model)
         weights.append(model.get_weights())
     for one, other in zip(*weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-4)
+        np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 def test_without_the_brackets_of_a_list():
