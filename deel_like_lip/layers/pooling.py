@@ -310,7 +310,8 @@ def _l2_norms_of_tiles(inputs: Tensor, window: tuple[int, int], data_format: str
 
     @ops.custom_gradient
     def norms(x: Tensor) -> tuple[Tensor, Any]:
-        lengths = _safe_sqrt(squares_by_tile(x))
+        outputs = _safe_sqrt(squares_by_tile(x))
+        lengths = ops.stop_gradient(outputs)  # torch never frees an output that its own backward function refers to
 
         def backward(*args: Tensor, upstream: Tensor = None) -> Tensor:
             ratio = upstream_gradient(args, upstream) / lengths
@@ -318,7 +319,7 @@ def _l2_norms_of_tiles(inputs: Tensor, window: tuple[int, int], data_format: str
             by_tile = by_tile * ops.reshape(ratio, (-1, *lead, rows, 1, columns, 1, *tail))
             return ops.reshape(by_tile, (-1, *x.shape[1:]))
 
-        return lengths, backward
+        return outputs, backward
 
     return norms(inputs)
 

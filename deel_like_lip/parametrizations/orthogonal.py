@@ -92,7 +92,8 @@ class Orthogonal(ReshapedKernel):
 
         @ops.custom_gradient
         def product(x: Tensor, w: Tensor) -> tuple[Tensor, Any]:
-            y = ops.matmul(x, w)
+            outputs = ops.matmul(x, w)
+            y = ops.stop_gradient(outputs)  # torch never frees an output that its own backward function refers to
             rows, columns = w.shape
 
             def backward(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
@@ -127,7 +128,7 @@ class Orthogonal(ReshapedKernel):
                     tangent = ops.cond(fewer, through_the_batch, through_the_smaller_side)
                 return c, tangent
 
-            return y, backward
+            return outputs, backward
 
         outputs = product(ops.reshape(inputs, (-1, kernel.shape[0])), ops.cast(kernel, inputs.dtype))
         return outputs if len(inputs.shape) == 2 else ops.reshape(outputs, (*ops.shape(inputs)[:-1], kernel.shape[1]))
