@@ -58,6 +58,7 @@ class ConstrainedKernel(LipschitzLayer):
     """
 
     parametrization: Parametrization
+    stored_kernel: Tensor
     activation: Any
 
     # Arguments of the Keras layers that would undo or double what this class does.
@@ -82,6 +83,8 @@ class ConstrainedKernel(LipschitzLayer):
             kwargs["initializer"] = lambda *a, **k: parametrization.start(initializer, *a, **k)
             kwargs["constraint"] = parametrization
             kwargs["autocast"] = False  # the tangent gradient is taken in the variable's own precision
+            self.stored_kernel = super().add_weight(*args, **kwargs)
+            return self.stored_kernel
         return super().add_weight(*args, **kwargs)
 
     def build(self, input_shape: Shape) -> None:
@@ -93,12 +96,18 @@ class ConstrainedKernel(LipschitzLayer):
     @property
     def kernel(self) -> Tensor:
         """The kernel: the variable itself, or inside `call` the tensor to compute with."""
-        variable = super().kernel
+        if not self.built:
+            raise AttributeError(f"The {type(self).__name__} layer '{self.name}' is not built, so it has no `kernel`.")
+        variable = self.stored_kernel
         training = _CALL_IS_TRAINING.get()
         if training is None:
             return variable
         value = with_tangent_gradient(self.parametrization, variable) if training else variable
         return ops.cast(value, self.compute_dtype)
+
+    @kernel.setter
+    def kernel(self, variable: Tensor) -> None:
+        """Takes the variable that some Keras layers assign in `build`; `add_weight` has kept it already."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self._call_in_training(inputs) if training else self._call_as_keras(inputs, training=False)
@@ -120,8 +129,7 @@ class ConstrainedKernel(LipschitzLayer):
 
     def renormalize(self) -> None:
         """Projects the kernel onto the allowed ones, once."""
-        variable = super().kernel
-        variable.assign(self.parametrization.project(variable))
+        self.stored_kernel.assign(self.parametrization.project(self.stored_kernel))
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
@@ -156,7 +164,7 @@ class ConstrainedKernel(LipschitzLayer):
             if not plain.built:
                 plain.build(inputs.shape)
                 plain.set_weights(weights)
-            return activation(plain(inputs))
+            return activation(self._finish_outputs(plain(inputs)))
 
         return folded
 
@@ -174,6 +182,10 @@ class ConstrainedKernel(LipschitzLayer):
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         """Applies what comes before the plain layer, such as padding."""
         return inputs
+
+    def _finish_outputs(self, outputs: Tensor) -> Tensor:
+        """Applies what comes between the plain layer and the activation, such as cropping."""
+        return outputs
 
 
 def checked_activation(activation: Any, owner: str) -> Any:

@@ -72,9 +72,26 @@ def upstream_gradient(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tens
     return args[-1] if upstream is None else upstream
 
 
-def as_matrix(kernel: Tensor) -> Tensor:
-    """Returns the matrix with the last axis as columns, in float32 or float64."""
-    return ops.reshape(in_float32(kernel), (-1, kernel.shape[-1]))
+def as_matrix(kernel: Tensor, groups: int | None = 1) -> Tensor:
+    """Returns the matrix with the last axis as columns, in float32 or float64, or a stack of the matrices of groups.
+
+    Args:
+        kernel: Tensor of any rank.
+        groups: Number of groups that the last axis is split into, or None where the axis before it counts them.
+
+    Returns:
+        Tensor of shape `(rows, columns)` for one group, and else `(groups, rows, columns)`.
+    """
+    kernel = in_float32(kernel)
+    if groups == 1:
+        return ops.reshape(kernel, (-1, kernel.shape[-1]))
+    shape = (-1, *kernel.shape[-2:]) if groups is None else (-1, groups, kernel.shape[-1] // groups)
+    return ops.transpose(ops.reshape(kernel, shape), (1, 0, 2))
+
+
+def from_matrix(matrix: Tensor, shape: Shape) -> Tensor:
+    """Undoes `as_matrix`."""
+    return ops.reshape(matrix if len(matrix.shape) == 2 else ops.transpose(matrix, (1, 0, 2)), shape)
 
 
 def in_float32(tensor: Tensor) -> Tensor:

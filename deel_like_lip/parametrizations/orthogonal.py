@@ -17,7 +17,7 @@ import numpy as np
 from keras import ops
 
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.parametrizations.base import Parametrization, as_matrix, probe, upstream_gradient
+from deel_like_lip.parametrizations.base import Parametrization, as_matrix, from_matrix, probe, upstream_gradient
 
 # A step leaves singular values of at least 1 - 3/8 e^2, where e = |W^T W - I| before it. So stopping after a step that
 # found e below the first leaves less than 6e-4. In training, where the next update undoes the digits that a second step
@@ -46,17 +46,19 @@ _POLAR_EXPRESS = (
 class Orthogonal(Parametrization):
     """Kernels whose singular values are all `norm`.
 
-    A kernel of any rank stands for the matrix with its last axis as columns. A matrix with at least as many rows as
-    columns has orthogonal columns, a wider one orthogonal rows.
+    A kernel of any rank stands for the matrix with its last axis as columns, or for one such matrix for each group of a
+    convolution. A matrix with at least as many rows as columns has orthogonal columns, a wider one orthogonal rows.
 
     Args:
         norm: The value of all singular values.
+        groups: Number of groups that the last axis is split into, or None where the axis before it counts them.
     """
 
     norm: float = 1.0
+    groups: int | None = 1
 
     def start(self, initializer: Any, shape: Shape, dtype: Any = None) -> Tensor:
-        if type(initializer) is keras.initializers.Orthogonal and initializer.gain == 1:
+        if type(initializer) is keras.initializers.Orthogonal and initializer.gain == 1 and self.groups == 1:
             # What it returns needs no projection. On torch its columns lie in one piece; training wants rows.
             return ops.reshape(ops.reshape(initializer(shape, dtype=dtype) * self.norm, (-1,)), shape)
         return super().start(initializer, shape, dtype)
@@ -68,13 +70,8 @@ class Orthogonal(Parametrization):
         return self._by_matrix(functools.partial(retract, close_enough=_CLOSE_ENOUGH_IN_TRAINING), kernel)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
-        matrix, direction = as_matrix(kernel), as_matrix(gradient)
-        wide = matrix.shape[0] < matrix.shape[1]
-        left, right = (direction, ops.transpose(matrix)) if wide else (ops.transpose(matrix), direction)
-        inner = ops.matmul(left, right)
-        normal = (inner + ops.transpose(inner)) * (0.5 / self.norm**2)
-        removed = ops.matmul(normal, matrix) if wide else ops.matmul(matrix, normal)
-        return ops.cast(ops.reshape(direction - removed, gradient.shape), gradient.dtype)
+        matrix, direction = as_matrix(kernel, self.groups), as_matrix(gradient, self.groups)
+        return ops.cast(from_matrix(tangent(matrix, direction, self.norm), gradient.shape), gradient.dtype)
 
     def tangent_matmul(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Returns `inputs @ kernel`; the gradient that reaches the kernel is tangent.
@@ -127,18 +124,34 @@ class Orthogonal(Parametrization):
 
     def _by_matrix(self, function: Callable[[Tensor, float], Tensor], kernel: Tensor) -> Tensor:
         kernel = ops.convert_to_tensor(kernel)
-        return ops.cast(ops.reshape(function(as_matrix(kernel), self.norm), kernel.shape), kernel.dtype)
+        matrix = function(as_matrix(kernel, self.groups), self.norm)
+        return ops.cast(from_matrix(matrix, kernel.shape), kernel.dtype)
+
+
+def tangent(matrix: Tensor, direction: Tensor, norm: float = 1.0) -> Tensor:
+    """Returns the part of a direction along which an orthogonal matrix stays orthogonal, to first order.
+
+    Args:
+        matrix: Tensor of shape `(..., rows, columns)` whose singular values are `norm`.
+        direction: Tensor of the same shape.
+        norm: The value of all singular values.
+    """
+    wide = matrix.shape[-2] < matrix.shape[-1]
+    left, right = (direction, _transposed(matrix)) if wide else (_transposed(matrix), direction)
+    inner = ops.matmul(left, right)
+    normal = (inner + _transposed(inner)) * (0.5 / norm**2)
+    return direction - _times(matrix, normal)
 
 
 def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOUGH) -> Tensor:
     """Returns `norm` times the polar factor of a matrix, by Newton-Schulz steps until it is reached.
 
-    One step where the matrix is near. Every singular value of the result is at most `norm`, up to the rounding of the
-    dtype, and by default at least 1 - 1e-3 of it; where the matrix is singular, its zero singular values stay zero. Not
-    meant to be differentiated: on JAX it cannot be.
+    One step where the matrix is near; a stack goes on until each of its matrices is. Every singular value of the result
+    is at most `norm`, up to the rounding of the dtype, and by default at least 1 - 1e-3 of it; where the matrix is
+    singular, its zero singular values stay zero. Not meant to be differentiated: on JAX it cannot be.
 
     Args:
-        matrix: Tensor of shape `(rows, columns)`, float32 or float64.
+        matrix: Tensor of shape `(..., rows, columns)`, float32 or float64.
         norm: The value of all singular values.
         close_enough: The distance `|W^T W / norm^2 - I|` from which one step more is the last.
 
@@ -154,7 +167,7 @@ def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOU
         # first time costs more than arithmetic.
         gram = _gram(matrix)
         unit = 1 / norm**2
-        size = gram.shape[0]
+        size = gram.shape[-1]
         squared_length = _dot(gram, gram) * unit**2
         trace = _dot(matrix, matrix) * unit
         from_identity = ops.sqrt(ops.maximum(squared_length - 2 * trace + size, 0.0))
@@ -183,7 +196,7 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
     A matrix whose smallest singular value is 1e-3 of the largest takes eight steps instead of twenty.
 
     Args:
-        matrix: Tensor of shape `(rows, columns)`, float32 or float64.
+        matrix: Tensor of shape `(..., rows, columns)`, float32 or float64.
         norm: The value of all singular values.
 
     Returns:
@@ -193,10 +206,10 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
         Amsel, Persson, Musco and Gower, 2025, [The Polar Express](https://arxiv.org/abs/2505.16932)
     """
     gram = _gram(matrix)
-    identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    identity = ops.eye(gram.shape[-1], dtype=gram.dtype)
 
     def polar_express() -> Tensor:
-        bound = ops.max(ops.sum(ops.abs(gram), axis=1))
+        bound = ops.max(ops.sum(ops.abs(gram), axis=-1, keepdims=True), axis=-2, keepdims=True)
         near = matrix / ops.sqrt(ops.where(bound > 0, bound, 1.0))
         for first, third, fifth in _POLAR_EXPRESS:
             square = _gram(near)
@@ -207,31 +220,41 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
     return retract(ops.cond(far, polar_express, lambda: matrix), norm)
 
 
+def _transposed(matrix: Tensor) -> Tensor:
+    return ops.transpose(matrix) if len(matrix.shape) == 2 else ops.swapaxes(matrix, -1, -2)
+
+
 def _gram(matrix: Tensor) -> Tensor:
     """Returns the Gram matrix of the smaller side."""
-    transposed = ops.transpose(matrix)
-    wide = matrix.shape[0] < matrix.shape[1]
+    transposed = _transposed(matrix)
+    wide = matrix.shape[-2] < matrix.shape[-1]
     return ops.matmul(matrix, transposed) if wide else ops.matmul(transposed, matrix)
 
 
 def _times(matrix: Tensor, factor: Tensor) -> Tensor:
     """Multiplies the smaller side of a matrix."""
-    return ops.matmul(factor, matrix) if matrix.shape[0] < matrix.shape[1] else ops.matmul(matrix, factor)
+    return ops.matmul(factor, matrix) if matrix.shape[-2] < matrix.shape[-1] else ops.matmul(matrix, factor)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Returns the sum of the products of the entries, without an intermediate tensor."""
-    return ops.dot(ops.reshape(left, (-1,)), ops.reshape(right, (-1,)))
+    """Returns the sum of the products of the entries, without an intermediate tensor where there is one matrix.
+
+    Of a stack there is one sum for each matrix, shape `(..., 1, 1)`.
+    """
+    if len(left.shape) == 2:
+        return ops.dot(ops.reshape(left, (-1,)), ops.reshape(right, (-1,)))
+    return ops.sum(left * right, axis=(-2, -1), keepdims=True)
 
 
 def _largest_eigenvalue_estimate(gram: Tensor, scale: Any) -> Tensor:
-    """Estimates the spectral norm of `scale * gram - I` from below, by three power iterations.
+    """Estimates the spectral norm of `scale * gram - I` from below, by three power iterations; the largest of a stack.
 
     It only decides when to stop, so it need not be a bound; a norm that it could miss would cost accuracy, not
     soundness.
     """
-    vector = ops.convert_to_tensor(probe(gram.shape[0]), dtype=gram.dtype)
+    vector = ops.convert_to_tensor(probe(gram.shape[-1]), dtype=gram.dtype)
     for _ in range(3):
         previous, vector = vector, ops.matmul(gram, vector) * scale - vector
     tiny = float(np.finfo("float32").tiny)
-    return ops.sqrt(ops.sum(vector * vector) / (ops.sum(previous * previous) + tiny))
+    ratio = ops.sum(vector * vector, axis=(-2, -1)) / (ops.sum(previous * previous, axis=(-2, -1)) + tiny)
+    return ops.sqrt(ratio if len(gram.shape) == 2 else ops.max(ratio))
