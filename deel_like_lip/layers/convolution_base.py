@@ -6,8 +6,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from deel_like_lip import parametrizations
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.base import ConstrainedKernel
+from deel_like_lip.parametrizations import ConvolutionGeometry
 
 _PADDINGS = ("valid", "same", "circular")
 _AXIS_NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -101,12 +103,17 @@ class _Convolution(keras.layers.Layer):
 class ConstrainedConvolution(ConstrainedKernel, _Convolution):
     """A convolution layer of Keras with circular padding, a constrained kernel, and a fold.
 
-    Mixed in before the Keras layer that it specialises. Subclasses set `parametrization` and say `_plain_class`.
+    Mixed in before the Keras layer that it specialises.
+
+    Args:
+        padding: `"valid"`, `"same"` or `"circular"`.
+        parametrization: How the kernel is constrained, by name or as an object.
+        **kwargs: The arguments of the Keras layer, and `k_coef_lip`.
     """
 
     _plain_class: type
 
-    def __init__(self, *args: Any, padding: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, padding: Any, parametrization: Any, **kwargs: Any) -> None:
         padding = padding.lower() if isinstance(padding, str) else padding
         if padding not in _PADDINGS:
             raise ValueError(
@@ -116,6 +123,11 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         # Keras's layers know no circular padding; what they compute before `build` does not depend on the padding.
         super().__init__(*args, padding="same" if padding == "circular" else padding, **kwargs)
         self.padding = padding
+        self.parametrization = parametrizations.get(parametrization).bind(self.k_coef_lip, self._geometry)
+
+    @property
+    def _geometry(self) -> ConvolutionGeometry:
+        return ConvolutionGeometry(self.kernel_size, self.strides, self.dilation_rate, self.groups, self.padding)
 
     def build(self, input_shape: Shape) -> None:
         if len(input_shape) != self.rank + 2:
@@ -143,6 +155,9 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
     def _output_channels(self, input_shape: Shape) -> int | None:
         filters: int = self.filters
         return filters
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "parametrization": parametrizations.serialize(self.parametrization)}
 
     def _plain_layer(self) -> Any:
         config = self._plain_config()

@@ -9,7 +9,7 @@ from keras import ops
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
 from deel_like_lip.layers.convolution_base import ConstrainedConvolution, check_positive
-from deel_like_lip.parametrizations import Orthogonal, Parametrization, reshaped_kernel_factor
+from deel_like_lip.parametrizations import ConvolutionGeometry
 
 
 @register
@@ -81,6 +81,7 @@ class LipConv2DTranspose(ConstrainedConvolution, keras.layers.Conv2DTranspose):
         activity_regularizer: Any = None,
         bias_constraint: Any = None,
         k_coef_lip: float = 1.0,
+        parametrization: Any = "polar",
         **kwargs: Any,
     ) -> None:
         check_positive(filters, "filters", type(self).__name__)
@@ -101,6 +102,7 @@ class LipConv2DTranspose(ConstrainedConvolution, keras.layers.Conv2DTranspose):
             activity_regularizer=activity_regularizer,
             bias_constraint=bias_constraint,
             k_coef_lip=k_coef_lip,
+            parametrization=parametrization,
             **kwargs,
         )
         if self.padding == "circular" and self.output_padding is not None:
@@ -109,11 +111,12 @@ class LipConv2DTranspose(ConstrainedConvolution, keras.layers.Conv2DTranspose):
                 "padding='circular', where the output is `strides` times as large as the input. Received: "
                 f"output_padding={output_padding}"
             )
-        factor = reshaped_kernel_factor(self.kernel_size, self.strides, self.dilation_rate)
-        self.parametrization = self._parametrization(self.k_coef_lip / factor)
 
-    def _parametrization(self, norm: float) -> Parametrization:
-        return Orthogonal(norm)
+    @property
+    def _geometry(self) -> ConvolutionGeometry:
+        return ConvolutionGeometry(
+            self.kernel_size, self.strides, self.dilation_rate, padding=self.padding, transposed=True
+        )
 
     def _convolve(self, inputs: Tensor, kernel: Tensor, padding: str) -> Tensor:
         outputs = ops.conv_transpose(

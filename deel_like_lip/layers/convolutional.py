@@ -6,7 +6,7 @@ import keras
 
 from deel_like_lip._registration import register
 from deel_like_lip.layers.convolution_base import ConstrainedConvolution, check_positive
-from deel_like_lip.parametrizations import Frobenius, Orthogonal, Parametrization, reshaped_kernel_factor
+from deel_like_lip.parametrizations import Frobenius
 
 
 class _ConstrainedConv(ConstrainedConvolution):
@@ -30,6 +30,7 @@ class _ConstrainedConv(ConstrainedConvolution):
         activity_regularizer: Any = None,
         bias_constraint: Any = None,
         k_coef_lip: float = 1.0,
+        parametrization: Any = "polar",
         **kwargs: Any,
     ) -> None:
         check_positive(filters, "filters", type(self).__name__)
@@ -50,21 +51,13 @@ class _ConstrainedConv(ConstrainedConvolution):
             activity_regularizer=activity_regularizer,
             bias_constraint=bias_constraint,
             k_coef_lip=k_coef_lip,
+            parametrization=parametrization,
             **kwargs,
         )
-        factor = reshaped_kernel_factor(self.kernel_size, self.strides, self.dilation_rate)
-        self.parametrization = self._parametrization(self.k_coef_lip / factor)
-
-
-class _LipConv(_ConstrainedConv):
-    """Convolutions of any rank whose operator norm is at most `k_coef_lip`."""
-
-    def _parametrization(self, norm: float) -> Parametrization:
-        return Orthogonal(norm, self.groups)
 
 
 @register
-class LipConv1D(_LipConv, keras.layers.Conv1D):
+class LipConv1D(_ConstrainedConv, keras.layers.Conv1D):
     """1D convolution whose operator norm is at most `k_coef_lip`.
 
     Takes the arguments of `LipConv2D`, with the same meaning along one spatial axis.
@@ -91,7 +84,7 @@ class LipConv1D(_LipConv, keras.layers.Conv1D):
 
 
 @register
-class LipConv2D(_LipConv, keras.layers.Conv2D):
+class LipConv2D(_ConstrainedConv, keras.layers.Conv2D):
     """2D convolution whose operator norm is at most `k_coef_lip`. Also exported as `SpectralConv2D`.
 
     The kernel, reshaped to `(height * width * c_in, filters)`, is orthogonal up to the factor `k_coef_lip /
@@ -109,6 +102,8 @@ class LipConv2D(_LipConv, keras.layers.Conv2D):
         dilation_rate: One or two integers. A dilation and a stride above 1 exclude each other.
         groups: Number of groups that the channels are split into.
         activation: Activation with a Lipschitz constant of at most 1, by name or as an object, such as `GroupSort2()`.
+        parametrization: How the kernel is constrained, by name or as an object: `"polar"`, orthogonal as above, or
+            `"spectral"`, where only the largest singular value of the reshaped kernel is fixed.
         use_bias: Whether the layer adds a bias.
         kernel_initializer: Initializer of the kernel; what it returns is made orthogonal.
         bias_initializer: Initializer of the bias.
@@ -148,7 +143,7 @@ SpectralConv2D = LipConv2D
 
 
 @register
-class LipConv3D(_LipConv, keras.layers.Conv3D):
+class LipConv3D(_ConstrainedConv, keras.layers.Conv3D):
     """3D convolution whose operator norm is at most `k_coef_lip`.
 
     Takes the arguments of `LipConv2D`, with the same meaning along three spatial axes.
@@ -204,5 +199,10 @@ class FrobeniusConv2D(_ConstrainedConv, keras.layers.Conv2D):
 
     _plain_class = keras.layers.Conv2D
 
-    def _parametrization(self, norm: float) -> Parametrization:
-        return Frobenius(norm)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, parametrization=Frobenius(), **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        del config["parametrization"]
+        return config

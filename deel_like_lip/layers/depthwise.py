@@ -8,7 +8,7 @@ from keras import ops
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.convolution_base import ConstrainedConvolution, check_positive
-from deel_like_lip.parametrizations import Orthogonal, Parametrization, reshaped_kernel_factor
+from deel_like_lip.parametrizations import ConvolutionGeometry
 
 
 @register
@@ -76,6 +76,7 @@ class LipDepthwiseConv2D(ConstrainedConvolution, keras.layers.DepthwiseConv2D):
         activity_regularizer: Any = None,
         bias_constraint: Any = None,
         k_coef_lip: float = 1.0,
+        parametrization: Any = "polar",
         **kwargs: Any,
     ) -> None:
         check_positive(depth_multiplier, "depth_multiplier", type(self).__name__)
@@ -95,13 +96,13 @@ class LipDepthwiseConv2D(ConstrainedConvolution, keras.layers.DepthwiseConv2D):
             activity_regularizer=activity_regularizer,
             bias_constraint=bias_constraint,
             k_coef_lip=k_coef_lip,
+            parametrization=parametrization,
             **kwargs,
         )
-        factor = reshaped_kernel_factor(self.kernel_size, self.strides, self.dilation_rate)
-        self.parametrization = self._parametrization(self.k_coef_lip / factor)
 
-    def _parametrization(self, norm: float) -> Parametrization:
-        return Orthogonal(norm, groups=None)
+    @property
+    def _geometry(self) -> ConvolutionGeometry:
+        return ConvolutionGeometry(self.kernel_size, self.strides, self.dilation_rate, None, self.padding)
 
     def _convolve(self, inputs: Tensor, kernel: Tensor, padding: str) -> Tensor:
         return ops.depthwise_conv(

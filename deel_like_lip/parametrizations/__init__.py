@@ -1,21 +1,32 @@
-"""What a constrained kernel is: projections, tangent gradients and the constants that go with them.
+"""What a constrained kernel is: how it is stored, projections, tangent gradients and the constants that go with them.
 
 Pure `keras.ops` functions and small immutable objects. Nothing here knows of layers or of bounds.
 """
 
-from deel_like_lip.parametrizations.base import Parametrization, with_tangent_gradient
-from deel_like_lip.parametrizations.convolution import reshaped_kernel_factor
+from deel_like_lip.parametrizations.base import (
+    ComputedKernel,
+    Parametrization,
+    ReshapedKernel,
+    with_tangent_gradient,
+)
+from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
 from deel_like_lip.parametrizations.frobenius import Frobenius
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
+from deel_like_lip.parametrizations.registry import get, serialize
 from deel_like_lip.parametrizations.spectral import Spectral
 
 __all__ = [
+    "ComputedKernel",
+    "ConvolutionGeometry",
     "Frobenius",
     "Orthogonal",
     "Parametrization",
+    "ReshapedKernel",
     "Spectral",
+    "get",
     "orthogonalize",
     "reshaped_kernel_factor",
     "retract",
+    "serialize",
     "with_tangent_gradient",
 ]

@@ -7,7 +7,6 @@ needs one step. The number of steps adapts to the move, so that no learning rate
 orthogonal.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +15,17 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.parametrizations.base import Parametrization, as_matrix, from_matrix, probe, upstream_gradient
+from deel_like_lip.parametrizations.base import (
+    ReshapedKernel,
+    as_matrix,
+    from_matrix,
+    gram_matrix,
+    probe,
+    transpose,
+    upstream_gradient,
+)
 
 # A step leaves singular values of at least 1 - 3/8 e^2, where e = |W^T W - I| before it. So stopping after a step that
 # found e below the first leaves less than 6e-4. In training, where the next update undoes the digits that a second step
@@ -42,8 +50,8 @@ _POLAR_EXPRESS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Orthogonal(Parametrization):
+@register
+class Orthogonal(ReshapedKernel):
     """Kernels whose singular values are all `norm`.
 
     A kernel of any rank stands for the matrix with its last axis as columns, or for one such matrix for each group of a
@@ -51,11 +59,7 @@ class Orthogonal(Parametrization):
 
     Args:
         norm: The value of all singular values.
-        groups: Number of groups that the last axis is split into, or None where the axis before it counts them.
     """
-
-    norm: float = 1.0
-    groups: int | None = 1
 
     def start(self, initializer: Any, shape: Shape, dtype: Any = None) -> Tensor:
         if type(initializer) is keras.initializers.Orthogonal and initializer.gain == 1 and self.groups == 1:
@@ -137,9 +141,9 @@ def tangent(matrix: Tensor, direction: Tensor, norm: float = 1.0) -> Tensor:
         norm: The value of all singular values.
     """
     wide = matrix.shape[-2] < matrix.shape[-1]
-    left, right = (direction, _transposed(matrix)) if wide else (_transposed(matrix), direction)
+    left, right = (direction, transpose(matrix)) if wide else (transpose(matrix), direction)
     inner = ops.matmul(left, right)
-    normal = (inner + _transposed(inner)) * (0.5 / norm**2)
+    normal = (inner + transpose(inner)) * (0.5 / norm**2)
     return direction - _times(matrix, normal)
 
 
@@ -165,7 +169,7 @@ def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOU
     def newton_schulz(matrix: Tensor) -> tuple[Tensor, Tensor]:
         # With G = W^T W / norm^2: numbers and vectors only, but for G and the result. Memory that is touched for the
         # first time costs more than arithmetic.
-        gram = _gram(matrix)
+        gram = gram_matrix(matrix)
         unit = 1 / norm**2
         size = gram.shape[-1]
         squared_length = _dot(gram, gram) * unit**2
@@ -205,30 +209,19 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
     Reference:
         Amsel, Persson, Musco and Gower, 2025, [The Polar Express](https://arxiv.org/abs/2505.16932)
     """
-    gram = _gram(matrix)
+    gram = gram_matrix(matrix)
     identity = ops.eye(gram.shape[-1], dtype=gram.dtype)
 
     def polar_express() -> Tensor:
         bound = ops.max(ops.sum(ops.abs(gram), axis=-1, keepdims=True), axis=-2, keepdims=True)
         near = matrix / ops.sqrt(ops.where(bound > 0, bound, 1.0))
         for first, third, fifth in _POLAR_EXPRESS:
-            square = _gram(near)
+            square = gram_matrix(near)
             near = _times(near, first * identity + ops.matmul(square, third * identity + fifth * square))
         return near * norm
 
     far = _largest_eigenvalue_estimate(gram, 1 / norm**2) > _FAR
     return retract(ops.cond(far, polar_express, lambda: matrix), norm)
-
-
-def _transposed(matrix: Tensor) -> Tensor:
-    return ops.transpose(matrix) if len(matrix.shape) == 2 else ops.swapaxes(matrix, -1, -2)
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    """Returns the Gram matrix of the smaller side."""
-    transposed = _transposed(matrix)
-    wide = matrix.shape[-2] < matrix.shape[-1]
-    return ops.matmul(matrix, transposed) if wide else ops.matmul(transposed, matrix)
 
 
 def _times(matrix: Tensor, factor: Tensor) -> Tensor:

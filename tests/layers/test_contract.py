@@ -14,7 +14,7 @@ layers = lip.layers
 # Name, how to make the layer, and the shape of one sample.
 CASES = {
     "SpectralDense": (lambda: layers.SpectralDense(6), (4,)),
-    "SpectralDense not orthogonal": (lambda: layers.SpectralDense(6, orthogonal=False), (4,)),
+    "SpectralDense spectral": (lambda: layers.SpectralDense(6, parametrization="spectral"), (4,)),
     "SpectralDense N-d": (lambda: layers.SpectralDense(6, use_bias=False, k_coef_lip=2.0), (3, 4)),
     "SpectralDense GroupSort2": (lambda: layers.SpectralDense(6, activation=layers.GroupSort2()), (4,)),
     "SpectralDense relu": (lambda: layers.SpectralDense(6, activation="relu"), (4,)),
@@ -44,7 +44,34 @@ CASES = {
     "ScaledL2NormPooling2D same": (lambda: layers.ScaledL2NormPooling2D(3, padding="same", k_coef_lip=0.5), (8, 5, 2)),
     "ScaledGlobalAveragePooling2D": (lambda: layers.ScaledGlobalAveragePooling2D(k_coef_lip=2.0), (8, 6, 2)),
     "ScaledGlobalL2NormPooling2D": (lambda: layers.ScaledGlobalL2NormPooling2D(keepdims=True), (8, 6, 2)),
+    "LipConv1D": (lambda: layers.LipConv1D(6, 3, activation=layers.MaxMin()), (9, 2)),
+    "LipConv1D circular": (lambda: layers.LipConv1D(6, 5, strides=3, padding="circular", groups=2), (9, 4)),
+    "LipConv3D": (lambda: layers.LipConv3D(4, (3, 2, 3), strides=2, padding="same"), (4, 6, 5, 2)),
+    "LipConv3D circular": (lambda: layers.LipConv3D(4, 3, padding="circular", use_bias=False), (4, 3, 4, 2)),
+    "LipConv2DTranspose": (lambda: layers.LipConv2DTranspose(6, 3, activation=layers.MaxMin()), (4, 3, 2)),
+    "LipConv2DTranspose same": (lambda: layers.LipConv2DTranspose(3, (3, 4), strides=2, padding="same"), (4, 3, 2)),
+    "LipConv2DTranspose output padding": (
+        lambda: layers.LipConv2DTranspose(3, 3, strides=3, output_padding=1, k_coef_lip=2.0),
+        (4, 3, 2),
+    ),
+    "LipConv2DTranspose circular": (
+        lambda: layers.LipConv2DTranspose(3, (5, 3), strides=(2, 3), padding="circular"),
+        (4, 3, 2),
+    ),
+    "LipDepthwiseConv2D": (lambda: layers.LipDepthwiseConv2D(3, activation="relu"), (8, 6, 3)),
+    "LipDepthwiseConv2D circular": (
+        lambda: layers.LipDepthwiseConv2D(3, strides=2, padding="circular", depth_multiplier=2),
+        (8, 6, 3),
+    ),
 }
+WITH_KERNELS = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.DepthwiseConv2D,
+)
 every_case = pytest.mark.parametrize(("make", "shape"), CASES.values(), ids=CASES.keys())
 
 
@@ -101,8 +128,7 @@ def test_not_a_weight_more_than_the_keras_layer(make, shape):
     layer = model_of(make, shape).layers[0]
     if not layer.weights:
         return
-    keras_class = keras.layers.Dense if isinstance(layer, keras.layers.Dense) else keras.layers.Conv2D
-    assert isinstance(layer, keras_class)
+    assert isinstance(layer, WITH_KERNELS)
     assert [weight.name for weight in layer.variables] == ["kernel", "bias"][: 1 + layer.use_bias]
 
 
