@@ -19,7 +19,6 @@ from deel_like_lip.bounds.operators import Convolution, spatial_axes
 from deel_like_lip.bounds.rounding import FLOAT32_UNDERFLOW, product_up, root_up, up
 from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear
 
-
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
@@ -150,8 +149,8 @@ def _circular_convolution(call: Call) -> Pattern | None:
 def _circular_transpose(call: Call) -> Pattern | None:
     """A transposed convolution of an image that was continued periodically, cropped to one period of its output.
 
-    Of n inputs, with `a` repeated before them and others behind, input o lies at `o + a` and adds its tap t to the output
-    at `s (o + a) + d t`. After cropping by c, output p of n s is the sum over `s o + d t - b = p`, where `b = c - s a`.
+    Of n inputs, with `a` repeated before them and others behind, input o lies at `o + a` and adds its tap t at
+    `s (o + a) + d t`. After cropping by c, output p of n s is the sum over `s o + d t - b = p`, where `b = c - s a`.
     Were the image repeated without end, that would be the transpose of a circular convolution. So it is where no input
     is missed: one place before the first, the last tap lies at `d (k - 1) - s`, which must be before the cropped range,
     and one place behind the last of m, the first tap lies at `s m`, which must be behind it.

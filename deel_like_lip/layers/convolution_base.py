@@ -42,7 +42,7 @@ class _Convolution(keras.layers.Layer):
         return outputs if self.activation is None else self.activation(outputs)
 
     def _convolve(self, inputs: Tensor, kernel: Tensor, padding: str) -> Tensor:
-        """Applies the kernel with padding "valid" or "same"; inputs of circular ones are padded, their outputs whole."""
+        """Applies the kernel to inputs that are padded already where the padding is circular."""
         return ops.conv(
             inputs,
             kernel,
@@ -137,6 +137,8 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
                 f"channels) or, with data_format='channels_first', (batch, channels, {names}). Received: "
                 f"input_shape={input_shape}"
             )
+        if self.padding == "circular":
+            self._check_circular(input_shape)
         super().build(input_shape)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -17,8 +17,8 @@ class LipConv2DTranspose(ConstrainedConvolution, keras.layers.Conv2DTranspose):
     """Transposed 2D convolution whose operator norm is at most `k_coef_lip`. Also `SpectralConv2DTranspose`.
 
     It computes the transpose of a convolution that takes `filters` channels to the channels of its input, with these
-    strides, so it has the norm of that one: the kernel as a matrix `(height * width * filters, c_in)` is orthogonal up to
-    the factor `k_coef_lip / sqrt(ceil(k_h / s_h) * ceil(k_w / s_w))`, k being the kernel size and s the strides.
+    strides, so it has the norm of that one: the kernel as a matrix `(height * width * filters, c_in)` is orthogonal up
+    to the factor `k_coef_lip / sqrt(ceil(k_h / s_h) * ceil(k_w / s_w))`, k being the kernel size and s the strides.
 
     Args:
         filters: Positive integer, the number of output channels.
@@ -134,8 +134,8 @@ class LipConv2DTranspose(ConstrainedConvolution, keras.layers.Conv2DTranspose):
         return outputs
 
     # On one axis, of a torus with n s outputs and n inputs, output p is the sum of the inputs o times tap t with
-    # `s o + d t - b = p` modulo n s, b being what the convolution is padded by before. Inputs are repeated so far that o
-    # need not wrap around: from `ceil((b - d (k - 1)) / s)`, at p = 0 and the last tap, to `ceil(b / s) + n - 1`. Of
+    # `s o + d t - b = p` modulo n s, b being what the convolution is padded by before. Inputs are repeated so far that
+    # o need not wrap around: from `ceil((b - d (k - 1)) / s)`, at p = 0 and the last tap, to `ceil(b / s) + n - 1`. Of
     # input o the first tap then lies at `s (o + repeated)`, so the crop begins at `s repeated + b`.
 
     @property
