@@ -63,7 +63,7 @@ class ConstrainedKernel(LipschitzLayer):
     activation: Any
 
     # Arguments of the Keras layers that would undo or double what this class does.
-    _REFUSED = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
+    _REFUSED: tuple[str, ...] = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for name in self._REFUSED:

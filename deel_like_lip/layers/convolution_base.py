@@ -1,5 +1,6 @@
 """What all convolution layers have: padding, circular padding included, and what they compute in each mode."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,7 +140,13 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
             )
         if self.padding == "circular":
             self._check_circular(input_shape)
+        geometry = dataclasses.replace(self._geometry, channels=self._channels(input_shape[self._channel_axis]))
+        self.parametrization = self.parametrization.bind(self.k_coef_lip, geometry)
         super().build(input_shape)
+
+    def _channels(self, inputs: Any) -> tuple[int, int]:
+        """Returns the `channels` of the geometry of a layer with as many input channels."""
+        return inputs // self.groups, self.filters // self.groups
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         if self.padding != "circular":

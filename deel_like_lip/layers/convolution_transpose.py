@@ -118,6 +118,9 @@ class LipConv2DTranspose(ConstrainedConvolution, keras.layers.Conv2DTranspose):
             self.kernel_size, self.strides, self.dilation_rate, padding=self.padding, transposed=True
         )
 
+    def _channels(self, inputs: Any) -> tuple[int, int]:
+        return self.filters, inputs
+
     def _convolve(self, inputs: Tensor, kernel: Tensor, padding: str) -> Tensor:
         outputs = ops.conv_transpose(
             inputs,

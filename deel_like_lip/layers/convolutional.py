@@ -200,7 +200,7 @@ class FrobeniusConv2D(_ConstrainedConv, keras.layers.Conv2D):
     _plain_class = keras.layers.Conv2D
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, parametrization=Frobenius(), **kwargs)
+        super().__init__(*args, parametrization=Frobenius(), **kwargs)  # type: ignore[misc]
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()

@@ -104,6 +104,9 @@ class LipDepthwiseConv2D(ConstrainedConvolution, keras.layers.DepthwiseConv2D):
     def _geometry(self) -> ConvolutionGeometry:
         return ConvolutionGeometry(self.kernel_size, self.strides, self.dilation_rate, None, self.padding)
 
+    def _channels(self, inputs: Any) -> tuple[int, int]:
+        return 1, self.depth_multiplier
+
     def _convolve(self, inputs: Tensor, kernel: Tensor, padding: str) -> Tensor:
         return ops.depthwise_conv(
             inputs,

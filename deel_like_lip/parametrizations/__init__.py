@@ -3,6 +3,8 @@
 Pure `keras.ops` functions and small immutable objects. Nothing here knows of layers or of bounds.
 """
 
+from deel_like_lip.parametrizations.aoc import AOC
+from deel_like_lip.parametrizations.aol import AOL
 from deel_like_lip.parametrizations.base import (
     ComputedKernel,
     Parametrization,
@@ -11,14 +13,18 @@ from deel_like_lip.parametrizations.base import (
 )
 from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
 from deel_like_lip.parametrizations.frobenius import Frobenius
+from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
 from deel_like_lip.parametrizations.registry import get, serialize
 from deel_like_lip.parametrizations.spectral import Spectral
 
 __all__ = [
+    "AOC",
+    "AOL",
     "ComputedKernel",
     "ConvolutionGeometry",
     "Frobenius",
+    "OperatorNorm",
     "Orthogonal",
     "Parametrization",
     "ReshapedKernel",

@@ -32,7 +32,7 @@ from deel_like_lip.parametrizations.base import (
 # would add, stopping below the other leaves about 1e-2 at worst, and less than 1e-4 once
 # updates are a tenth of that.
 _CLOSE_ENOUGH = 0.04
-_CLOSE_ENOUGH_IN_TRAINING = 0.1
+CLOSE_ENOUGH_IN_TRAINING = 0.1
 # From a smallest singular value of 1e-7 of the largest, growth by 1.5 a step takes 40 steps.
 _MAX_STEPS = 60
 # Beyond this e a kernel is brought near by Polar Express.
@@ -71,7 +71,7 @@ class Orthogonal(ReshapedKernel):
         return self._by_matrix(orthogonalize, kernel)
 
     def retract(self, kernel: Tensor) -> Tensor:
-        return self._by_matrix(functools.partial(retract, close_enough=_CLOSE_ENOUGH_IN_TRAINING), kernel)
+        return self._by_matrix(functools.partial(retract, close_enough=CLOSE_ENOUGH_IN_TRAINING), kernel)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
         matrix, direction = as_matrix(kernel, self.groups), as_matrix(gradient, self.groups)
@@ -194,7 +194,7 @@ def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOU
     return loop[0]
 
 
-def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
+def orthogonalize(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOUGH) -> Tensor:
     """Returns the same as `retract`, of a matrix that may be far, by Polar Express and closing Newton-Schulz steps.
 
     A matrix whose smallest singular value is 1e-3 of the largest takes eight steps instead of twenty.
@@ -202,6 +202,7 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
     Args:
         matrix: Tensor of shape `(..., rows, columns)`, float32 or float64.
         norm: The value of all singular values.
+        close_enough: As in `retract`.
 
     Returns:
         Tensor of the same shape and dtype.
@@ -221,7 +222,7 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
         return near * norm
 
     far = _largest_eigenvalue_estimate(gram, 1 / norm**2) > _FAR
-    return retract(ops.cond(far, polar_express, lambda: matrix), norm)
+    return retract(ops.cond(far, polar_express, lambda: matrix), norm, close_enough)
 
 
 def _times(matrix: Tensor, factor: Tensor) -> Tensor:

@@ -4,11 +4,18 @@ from typing import Any
 
 import keras
 
+from deel_like_lip.parametrizations.aoc import AOC
+from deel_like_lip.parametrizations.aol import AOL
 from deel_like_lip.parametrizations.base import Parametrization
+from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal
 from deel_like_lip.parametrizations.spectral import Spectral
 
 _NAMES: dict[str, type[Parametrization]] = {
+    "aoc": AOC,
+    "aol": AOL,
+    "bcop": AOC,
+    "operator_norm": OperatorNorm,
     "polar": Orthogonal,
     "reshaped": Orthogonal,
     "spectral": Spectral,
