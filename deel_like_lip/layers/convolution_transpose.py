@@ -39,6 +39,7 @@ class LipConv2DTranspose(ConstrainedConvolution, keras.layers.Conv2DTranspose):
         activity_regularizer: Regularizer of the output.
         bias_constraint: Constraint of the bias.
         k_coef_lip: The Lipschitz constant of the layer, positive.
+        parametrization: As in `LipConv2D`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Input shape:

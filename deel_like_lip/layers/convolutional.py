@@ -102,8 +102,6 @@ class LipConv2D(_ConstrainedConv, keras.layers.Conv2D):
         dilation_rate: One or two integers. A dilation and a stride above 1 exclude each other.
         groups: Number of groups that the channels are split into.
         activation: Activation with a Lipschitz constant of at most 1, by name or as an object, such as `GroupSort2()`.
-        parametrization: How the kernel is constrained, by name or as an object: `"polar"`, orthogonal as above, or
-            `"spectral"`, where only the largest singular value of the reshaped kernel is fixed.
         use_bias: Whether the layer adds a bias.
         kernel_initializer: Initializer of the kernel; what it returns is made orthogonal.
         bias_initializer: Initializer of the bias.
@@ -112,6 +110,10 @@ class LipConv2D(_ConstrainedConv, keras.layers.Conv2D):
         activity_regularizer: Regularizer of the output.
         bias_constraint: Constraint of the bias.
         k_coef_lip: The Lipschitz constant of the layer, positive.
+        parametrization: How the kernel is constrained, by name or as an object: `"polar"` or `"reshaped"`, orthogonal
+            as above; `"aoc"`, also `"bcop"`, orthogonal as an operator; `"aol"`, almost orthogonal, of norm at most
+            `k_coef_lip` whatever the weights; `"operator_norm"`, where only the norm of the operator is fixed; or
+            `"spectral"`, where only that of the reshaped kernel is.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Input shape:
@@ -126,8 +128,9 @@ class LipConv2D(_ConstrainedConv, keras.layers.Conv2D):
         (32, 28, 28, 16)
 
     Raises:
-        ValueError: If the padding is unknown, circular padding does not fit the input, `k_coef_lip` is not positive and
-            finite, or the activation's constant is above 1 or unknown.
+        ValueError: If the padding is unknown, circular padding does not fit the input, the parametrization does not fit
+            the other arguments, `k_coef_lip` is not positive and finite, or the activation's constant is above 1 or
+            unknown.
 
     Reference:
         - Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge

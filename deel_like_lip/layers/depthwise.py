@@ -35,6 +35,7 @@ class LipDepthwiseConv2D(ConstrainedConvolution, keras.layers.DepthwiseConv2D):
         activity_regularizer: Regularizer of the output.
         bias_constraint: Constraint of the bias.
         k_coef_lip: The Lipschitz constant of the layer, positive.
+        parametrization: As in `LipConv2D`.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Input shape:

@@ -56,8 +56,8 @@ class OperatorNorm(Parametrization):
     def project(self, kernel: Tensor) -> Tensor:
         kernels = self._at_stride_one(kernel)
         degrees = [size // 2 for size in kernels.shape[1:-2]]
-        # For unit vectors u and v, u* K(w) v is, up to a phase, a trigonometric polynomial of these degrees d; between n
-        # points of an axis it exceeds its largest value on them by at most 1 / cos(pi d / n).
+        # For unit vectors u and v, u* K(w) v is, up to a phase, a trigonometric polynomial of these degrees d; between
+        # n points of an axis it exceeds its largest value on them by at most 1 / cos(pi d / n).
         points = [_points(degree, _POINTS) for degree in degrees]
         slack = math.prod(1 / math.cos(math.pi * degree / count) for degree, count in zip(degrees, points, strict=True))
         bound = ops.max(norm_above(_symbols(kernels, points))) * (slack * _ROUNDING)
@@ -84,8 +84,8 @@ def _points(degree: int, each: int) -> int:
 def _symbols(kernels: Tensor, points: Sequence[int]) -> Tensor:
     """Returns the symbols `K = sum_t kernel_t exp(-i <t, w>)` on a grid of frequencies, as real matrices.
 
-    A complex matrix `A + iB` has the norm of `[[A, -B], [B, A]]`. Opposite frequencies have conjugate symbols, so one of
-    two is left out.
+    A complex matrix `A + iB` has the norm of `[[A, -B], [B, A]]`. Opposite frequencies have conjugate symbols, so one
+    of two is left out.
 
     Args:
         kernels: Tensor of shape `(groups, *taps, c_in, c_out)`.

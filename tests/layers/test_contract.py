@@ -44,25 +44,29 @@ CASES = {
     "ScaledL2NormPooling2D same": (lambda: layers.ScaledL2NormPooling2D(3, padding="same", k_coef_lip=0.5), (8, 5, 2)),
     "ScaledGlobalAveragePooling2D": (lambda: layers.ScaledGlobalAveragePooling2D(k_coef_lip=2.0), (8, 6, 2)),
     "ScaledGlobalL2NormPooling2D": (lambda: layers.ScaledGlobalL2NormPooling2D(keepdims=True), (8, 6, 2)),
-    "LipConv1D": (lambda: layers.LipConv1D(6, 3, activation=layers.MaxMin()), (9, 2)),
-    "LipConv1D circular": (lambda: layers.LipConv1D(6, 5, strides=3, padding="circular", groups=2), (9, 4)),
+    "LipConv1D": (
+        lambda: layers.LipConv1D(6, 5, strides=3, padding="circular", groups=2, activation=layers.MaxMin()),
+        (9, 4),
+    ),
     "LipConv3D": (lambda: layers.LipConv3D(4, (3, 2, 3), strides=2, padding="same"), (4, 6, 5, 2)),
-    "LipConv3D circular": (lambda: layers.LipConv3D(4, 3, padding="circular", use_bias=False), (4, 3, 4, 2)),
-    "LipConv2DTranspose": (lambda: layers.LipConv2DTranspose(6, 3, activation=layers.MaxMin()), (4, 3, 2)),
-    "LipConv2DTranspose same": (lambda: layers.LipConv2DTranspose(3, (3, 4), strides=2, padding="same"), (4, 3, 2)),
-    "LipConv2DTranspose output padding": (
-        lambda: layers.LipConv2DTranspose(3, 3, strides=3, output_padding=1, k_coef_lip=2.0),
+    "LipConv2DTranspose": (
+        lambda: layers.LipConv2DTranspose(4, (3, 4), strides=3, output_padding=1, activation=layers.MaxMin()),
         (4, 3, 2),
     ),
     "LipConv2DTranspose circular": (
-        lambda: layers.LipConv2DTranspose(3, (5, 3), strides=(2, 3), padding="circular"),
-        (4, 3, 2),
+        lambda: layers.LipConv2DTranspose(3, (5, 3), strides=2, padding="circular", parametrization="aoc"),
+        (4, 3, 6),
     ),
-    "LipDepthwiseConv2D": (lambda: layers.LipDepthwiseConv2D(3, activation="relu"), (8, 6, 3)),
-    "LipDepthwiseConv2D circular": (
-        lambda: layers.LipDepthwiseConv2D(3, strides=2, padding="circular", depth_multiplier=2),
+    "LipDepthwiseConv2D": (
+        lambda: layers.LipDepthwiseConv2D(3, strides=2, padding="circular", depth_multiplier=2, k_coef_lip=2.0),
         (8, 6, 3),
     ),
+    "LipConv2D aol": (lambda: layers.LipConv2D(6, 3, parametrization="aol", activation=layers.MaxMin()), (8, 6, 2)),
+    "LipConv2D aoc": (
+        lambda: layers.LipConv2D(6, 4, strides=2, padding="same", groups=2, parametrization="aoc", k_coef_lip=0.5),
+        (8, 6, 4),
+    ),
+    "LipConv2D operator norm": (lambda: layers.LipConv2D(6, 3, parametrization="operator_norm"), (8, 6, 2)),
 }
 WITH_KERNELS = (
     keras.layers.Dense,

@@ -44,29 +44,39 @@ def check(layer, shape, rng):
     assert bound <= layer.k_coef_lip * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("padding", ["valid", "same", "circular"])
-@pytest.mark.parametrize("options", [{}, {"strides": 2}, {"strides": 3}, {"dilation_rate": 2}, {"groups": 2}])
+@pytest.mark.parametrize(
+    ("padding", "options"),
+    [
+        ("valid", {"groups": 2}),
+        ("same", {"dilation_rate": 2}),
+        ("same", {"strides": 2}),
+        ("circular", {"strides": 3}),
+        ("circular", {"groups": 2, "dilation_rate": 2}),
+    ],
+)
 def test_1d_and_3d(padding, options, rng):
     check(layers.LipConv1D(4, 4, padding=padding, **options), (12, 2), rng)
     check(layers.LipConv3D(4, (3, 2, 1), padding=padding, **options), (6, 6, 6, 2), rng)
 
 
-@pytest.mark.parametrize("padding", ["valid", "same", "circular"])
 @pytest.mark.parametrize(
-    ("kernel_size", "options"),
+    ("kernel_size", "padding", "options"),
     [
-        (1, {}),
-        (3, {}),
-        (4, {}),
-        (3, {"strides": 2}),
-        (4, {"strides": 2}),
-        (5, {"strides": 3}),
-        (2, {"strides": 3}),
-        ((2, 5), {"strides": (3, 2)}),
-        (3, {"dilation_rate": 2}),
+        (3, "valid", {}),
+        (4, "valid", {"strides": 2}),
+        (2, "valid", {"strides": 3}),
+        (4, "same", {}),
+        (3, "same", {"strides": 2}),
+        (2, "same", {"strides": 3}),
+        (3, "same", {"dilation_rate": 2}),
+        (1, "circular", {"strides": 2}),
+        (4, "circular", {}),
+        (5, "circular", {"strides": 3}),
+        ((2, 5), "circular", {"strides": (3, 2)}),
+        (3, "circular", {"dilation_rate": 2}),
     ],
 )
-def test_transposed(kernel_size, options, padding, rng):
+def test_transposed(kernel_size, padding, options, rng):
     check(layers.LipConv2DTranspose(3, kernel_size, padding=padding, **options), (5, 4, 2), rng)
 
 
@@ -81,11 +91,17 @@ def test_a_transposed_circular_convolution_of_images_of_any_size(rng):
         np.testing.assert_allclose(to_numpy(model(inputs)).reshape(2, -1), inputs.reshape(2, -1) @ matrix.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("padding", ["valid", "same", "circular"])
 @pytest.mark.parametrize(
-    ("multiplier", "options"), [(1, {}), (3, {}), (10, {}), (2, {"strides": 2}), (2, {"dilation_rate": 2})]
+    ("multiplier", "padding", "options"),
+    [
+        (1, "same", {}),
+        (3, "valid", {"dilation_rate": 2}),
+        (10, "circular", {}),
+        (2, "circular", {"strides": 2}),
+        (2, "circular", {"dilation_rate": 2}),
+    ],
 )
-def test_depthwise(multiplier, options, padding, rng):
+def test_depthwise(multiplier, padding, options, rng):
     layer = layers.LipDepthwiseConv2D(3, padding=padding, depth_multiplier=multiplier, **options)
     check(layer, (6, 6, 2), rng)
     kernel = np.moveaxis(to_numpy(layer.kernel).reshape(9, 2, multiplier), 1, 0)
@@ -139,6 +155,12 @@ def test_constants_hold_after_training(rng):
         (layers.LipConv2DTranspose(3, 4, strides=2, padding="same"), (4, 5, 4)),
         (layers.LipConv2DTranspose(3, 3, padding="circular", k_coef_lip=0.5), (4, 5, 4)),
         (layers.LipDepthwiseConv2D(3, padding="same", depth_multiplier=2), (6, 6, 3)),
+        (layers.LipConv2D(4, 3, padding="same", parametrization="aol"), (6, 6, 3)),
+        (layers.LipConv2D(4, 3, padding="circular", parametrization="aol", groups=2), (6, 6, 4)),
+        (layers.LipConv2DTranspose(4, 3, padding="same", parametrization="aol", strides=2), (4, 4, 3)),
+        (layers.LipConv2D(4, 3, padding="same", parametrization="aoc", k_coef_lip=2.0), (6, 6, 3)),
+        (layers.LipConv2D(6, 4, padding="circular", parametrization="aoc", strides=2, groups=2), (6, 6, 4)),
+        (layers.LipConv2D(4, 3, padding="same", parametrization="operator_norm"), (6, 6, 3)),
     ]
     inputs = [keras.Input(shape) for _, shape in cases]
     outputs = [keras.layers.Flatten()(layer(tensor)) for (layer, _), tensor in zip(cases, inputs, strict=True)]
@@ -149,7 +171,15 @@ def test_constants_hold_after_training(rng):
     model.fit(data, rng.normal(size=(32, model.output_shape[1])), batch_size=4, epochs=3, verbose=0)
     for (layer, shape), kernel in zip(cases, before, strict=True):
         assert np.linalg.norm(to_numpy(layer.kernel) - kernel) > 0.05 * np.linalg.norm(kernel)
-        assert operator_norm(matrix_of(layer, shape)) <= layer.k_coef_lip * (1 + 1e-5)
+        trained = isinstance(layer.parametrization, lip.parametrizations.OperatorNorm)
+        constant = layer.k_coef_lip * (1.1 if trained else 1)  # by an estimate from below
+        assert operator_norm(matrix_of(layer, shape)) <= constant * (1 + 1e-5), layer.get_config()
+    lip.renormalize(model)
+    for layer, shape in cases:
+        norms = np.linalg.svd(matrix_of(layer, shape), compute_uv=False) / layer.k_coef_lip
+        assert norms[0] <= 1 + 1e-5
+        if isinstance(layer.parametrization, lip.parametrizations.AOC) and layer.padding == "circular":
+            np.testing.assert_allclose(norms, 1, atol=1e-3)
 
 
 def test_names_of_deel_lip():
