@@ -16,11 +16,13 @@ from deel_like_lip.parametrizations.frobenius import Frobenius
 from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
 from deel_like_lip.parametrizations.registry import get, serialize
+from deel_like_lip.parametrizations.soc import SOC
 from deel_like_lip.parametrizations.spectral import Spectral
 
 __all__ = [
     "AOC",
     "AOL",
+    "SOC",
     "ComputedKernel",
     "ConvolutionGeometry",
     "Frobenius",

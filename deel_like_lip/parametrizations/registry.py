@@ -9,6 +9,7 @@ from deel_like_lip.parametrizations.aol import AOL
 from deel_like_lip.parametrizations.base import Parametrization
 from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal
+from deel_like_lip.parametrizations.soc import SOC
 from deel_like_lip.parametrizations.spectral import Spectral
 
 _NAMES: dict[str, type[Parametrization]] = {
@@ -18,6 +19,7 @@ _NAMES: dict[str, type[Parametrization]] = {
     "operator_norm": OperatorNorm,
     "polar": Orthogonal,
     "reshaped": Orthogonal,
+    "soc": SOC,
     "spectral": Spectral,
 }
 

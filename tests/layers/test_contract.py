@@ -66,6 +66,7 @@ CASES = {
         lambda: layers.LipConv2D(6, 4, strides=2, padding="same", groups=2, parametrization="aoc", k_coef_lip=0.5),
         (8, 6, 4),
     ),
+    "LipConv2D soc": (lambda: layers.LipConv2D(6, 3, padding="circular", parametrization="soc"), (8, 6, 2)),
     "LipConv2D operator norm": (lambda: layers.LipConv2D(6, 3, parametrization="operator_norm"), (8, 6, 2)),
 }
 WITH_KERNELS = (
