@@ -11,7 +11,10 @@ from deel_like_lip.parametrizations.base import (
     ReshapedKernel,
     with_tangent_gradient,
 )
+from deel_like_lip.parametrizations.cayley import Cayley
+from deel_like_lip.parametrizations.cholesky import BlockReflector, CholeskyQR
 from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
+from deel_like_lip.parametrizations.exponential import Exponential
 from deel_like_lip.parametrizations.frobenius import Frobenius
 from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
@@ -23,8 +26,12 @@ __all__ = [
     "AOC",
     "AOL",
     "SOC",
+    "BlockReflector",
+    "Cayley",
+    "CholeskyQR",
     "ComputedKernel",
     "ConvolutionGeometry",
+    "Exponential",
     "Frobenius",
     "OperatorNorm",
     "Orthogonal",

@@ -44,6 +44,11 @@ CASES = {
     "ScaledL2NormPooling2D same": (lambda: layers.ScaledL2NormPooling2D(3, padding="same", k_coef_lip=0.5), (8, 5, 2)),
     "ScaledGlobalAveragePooling2D": (lambda: layers.ScaledGlobalAveragePooling2D(k_coef_lip=2.0), (8, 6, 2)),
     "ScaledGlobalL2NormPooling2D": (lambda: layers.ScaledGlobalL2NormPooling2D(keepdims=True), (8, 6, 2)),
+    "SpectralDense aol": (lambda: layers.SpectralDense(6, parametrization="aol"), (4,)),
+    "SpectralDense bro": (lambda: layers.SpectralDense(6, parametrization="bro", k_coef_lip=0.5), (4,)),
+    "SpectralDense cayley": (lambda: layers.SpectralDense(4, parametrization="cayley", activation="relu"), (3, 6)),
+    "SpectralDense cholesky": (lambda: layers.SpectralDense(3, parametrization="cholesky", use_bias=False), (4,)),
+    "SpectralDense exponential": (lambda: layers.SpectralDense(2, parametrization="exponential"), (6,)),
     "LipConv1D": (
         lambda: layers.LipConv1D(6, 5, strides=3, padding="circular", groups=2, activation=layers.MaxMin()),
         (9, 4),

@@ -187,16 +187,12 @@ AFTER_AN_UPDATE = {lip.parametrizations.OperatorNorm: 1.1, lip.parametrizations.
 
 def test_constants_hold_after_training(rng):
     cases = [
-        (layers.LipConv1D(4, 5, padding="same", strides=2), (12, 3)),
         (layers.LipConv3D(4, 3, padding="circular"), (3, 4, 4, 2)),
-        (layers.LipConv2DTranspose(3, 4, strides=2, padding="same"), (4, 5, 4)),
-        (layers.LipConv2DTranspose(3, 3, padding="circular", k_coef_lip=0.5), (4, 5, 4)),
+        (layers.LipConv2DTranspose(3, 4, strides=2, padding="same", k_coef_lip=0.5), (4, 5, 4)),
         (layers.LipDepthwiseConv2D(3, padding="same", depth_multiplier=2), (6, 6, 3)),
-        (layers.LipConv2D(4, 3, padding="same", parametrization="aol"), (6, 6, 3)),
         (layers.LipConv2D(4, 3, padding="circular", parametrization="aol", groups=2), (6, 6, 4)),
         (layers.LipConv2DTranspose(4, 3, padding="same", parametrization="aol", strides=2), (4, 4, 3)),
-        (layers.LipConv2D(4, 3, padding="same", parametrization="aoc", k_coef_lip=2.0), (6, 6, 3)),
-        (layers.LipConv2D(6, 4, padding="circular", parametrization="aoc", strides=2, groups=2), (6, 6, 4)),
+        (layers.LipConv2D(6, 4, padding="circular", parametrization="aoc", strides=2, k_coef_lip=2.0), (6, 6, 4)),
         (layers.LipConv2D(4, 3, padding="same", parametrization="operator_norm"), (6, 6, 3)),
         (layers.LipConv2D(4, 3, padding="same", parametrization="soc"), (6, 6, 3)),
     ]
