@@ -99,8 +99,8 @@ class _Convolution(keras.layers.Layer):
                 )
             if size is not None and (size % multiple or max(before, after) > size):
                 raise ValueError(
-                    f"The {type(self).__name__} layer '{self.name}' with padding='circular' expects a {names} that "
-                    "are multiples of the strides and at least half the kernel size: other sizes do not wrap around, "
+                    f"The {type(self).__name__} layer '{self.name}' with padding='circular' expects a {names} in "
+                    "multiples of the strides and of at least half the kernel size: other sizes do not wrap around, "
                     f"and the constant would not hold. Received: input_shape={tuple(input_shape)}, "
                     f"strides={self.strides}, kernel_size={self.kernel_size}, dilation_rate={self.dilation_rate}"
                 )
@@ -145,6 +145,7 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
             )
         if self.padding == "circular":
             self._check_circular(input_shape)
+        self._spatial_sizes = tuple(input_shape[axis] for axis in self._spatial_axes)
         geometry = dataclasses.replace(self._geometry, channels=self._channels(input_shape[self._channel_axis]))
         self.parametrization = self.parametrization.bind(self.k_coef_lip, geometry)
         super().build(input_shape)
@@ -196,15 +197,17 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
     def fold(self) -> Callable[[Tensor], Tensor]:
         if not self.built or not isinstance(self.parametrization, SOC):
             return super().fold()
-        # Convolutions of one tap select channels: they fill up the inputs with zeros, and leave out outputs.
         kernel, series = ops.convert_to_numpy(self.kernel), self.parametrization
-        inputs, count = self.input_spec.axes[self._channel_axis], kernel.shape[-1]
-        first = self._plain_conv(count, 1, [np.eye(inputs, count)]) if inputs < count else None
-        step = self._plain_conv(count, self.kernel_size, [kernel])
-        bias = [ops.convert_to_numpy(self.bias)] if self.use_bias else []
+        size, count = self.input_spec.axes[self._channel_axis], kernel.shape[-1]
+        config = {**self._plain_config(), "filters": count, "use_bias": False}
+        config["padding"] = "valid" if self.padding == "circular" else self.padding
+        step = _with_weights(self._plain_class(**config), [kernel])
+        # Dense layers on the channels fill up inputs with zeros, and leave out outputs.
+        first = self._plain_dense(np.eye(size, count)) if size < count else None
         last = None
-        if self.filters < count or series.norm != 1 or bias:
-            last = self._plain_conv(self.filters, 1, [series.norm * np.eye(count, self.filters), *bias])
+        if self.filters < count or series.norm != 1 or self.use_bias:
+            bias = ops.convert_to_numpy(self.bias) if self.use_bias else None
+            last = self._plain_dense(series.norm * np.eye(count, self.filters), bias)
         activation = fold_activation(self.activation)
 
         def folded(inputs: Tensor) -> Tensor:
@@ -214,22 +217,15 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
 
         return folded
 
-    def _plain_conv(self, filters: int, kernel_size: Any, weights: list[Any]) -> Callable[[Tensor], Tensor]:
-        """Returns a plain convolution with other channels and taps, and with these weights."""
-        config = {**self._plain_config(), "filters": filters, "kernel_size": kernel_size, "use_bias": len(weights) > 1}
-        config["padding"] = "valid" if self.padding == "circular" else self.padding
-        if kernel_size == 1:
-            config.update(dilation_rate=1, groups=1, name=None)
-        plain = self._plain_class(**config)
-        weights[0] = weights[0].reshape(*plain.kernel_size, -1, filters)
-
-        def call(inputs: Tensor) -> Tensor:
-            if not plain.built:
-                plain.build(inputs.shape)
-                plain.set_weights(weights)
-            return plain(inputs)
-
-        return call
+    def _plain_dense(self, matrix: Any, bias: Any = None) -> Callable[[Tensor], Tensor]:
+        """Returns a plain layer that multiplies the channels by a matrix, and adds a bias."""
+        weights, dtype = [matrix, *([] if bias is None else [bias])], self.dtype_policy
+        if self._channel_axis == -1:
+            return _with_weights(keras.layers.Dense(matrix.shape[1], use_bias=bias is not None, dtype=dtype), weights)
+        axes, sizes = "hwd"[: self.rank], self._spatial_sizes
+        equation, bias_axes = f"bi{axes},io->bo{axes}", None if bias is None else "o"
+        plain = keras.layers.EinsumDense(equation, (matrix.shape[1], *sizes), bias_axes=bias_axes, dtype=dtype)
+        return _with_weights(plain, [matrix, *(weight.reshape(-1, *(1,) * self.rank) for weight in weights[1:])])
 
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         if self.padding == "circular":
@@ -248,6 +244,18 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
                 f"input are known. Give the model an `Input` of fixed size. Received: input_shape={tuple(inputs.shape)}"
             )
         return ops.take(inputs, [index % size for index in range(-before, size + after)], axis=axis)
+
+
+def _with_weights(plain: Any, weights: list[Any]) -> Callable[[Tensor], Tensor]:
+    """Returns a plain layer as a function that builds it with these weights."""
+
+    def call(inputs: Tensor) -> Tensor:
+        if not plain.built:
+            plain.build(inputs.shape)
+            plain.set_weights(weights)
+        return plain(inputs)
+
+    return call
 
 
 def check_positive(value: Any, argument: str, owner: str) -> None:

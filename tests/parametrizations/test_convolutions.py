@@ -152,7 +152,9 @@ def test_soc_of_a_weight_of_any_size(rng):
     parametrization = SOC().bind(1.0, ConvolutionGeometry((3, 3), (1, 1), (1, 1), padding="same", channels=(3, 3)))
     for scale, move in ((1e-3, 0.0), (1e3, 0.0), (1.0, 0.3)):
         weight = parametrization.project(scale * rng.normal(size=(3, 3, 3, 3)).astype("float32"))
-        moved = parametrization.retract(to_numpy(weight) + move * np.sign(rng.normal(size=weight.shape)).astype("float32"))
+        moved = parametrization.retract(
+            to_numpy(weight) + move * np.sign(rng.normal(size=weight.shape)).astype("float32")
+        )
         kernel = parametrization.kernel(moved, (3, 3, 3, 3))
         for padding in ("circular", "same"):
             matrix = convolution_matrix(kernel, 6, padding=padding)
