@@ -18,8 +18,19 @@ def bound(kind, kernel_size, channels, stride=1, dilation=1, groups=1, norm=1.0)
     return kind().bind(norm, geometry), (kernel_size, kernel_size, channels[0], channels[1] * groups)
 
 
+def compiled(function, *arrays):
+    """Calls a function, as one computation on JAX, where each operation by itself would be compiled."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        function = jax.jit(function)
+    return function(*map(ops.convert_to_tensor, arrays))
+
+
 def matrix_of(parametrization, weight, kernel_shape, padding, size=6):
-    kernel = parametrization.kernel(ops.convert_to_tensor(weight), kernel_shape)
+    kernel = weight
+    if parametrization.computes_kernel:
+        kernel = compiled(lambda weight: parametrization.kernel(weight, kernel_shape), weight)
     geometry = parametrization.geometry
     options = {"stride": geometry.strides, "dilation": geometry.dilation_rate, "groups": geometry.groups}
     return convolution_matrix(kernel, size, padding=padding, **options)
@@ -38,7 +49,6 @@ def random_weight(parametrization, kernel_shape, rng, scale=1.0):
         (3, (5, 2), {"dilation": 2}),
         (4, (3, 3), {}),
         (5, (4, 4), {"norm": 0.5}),
-        (2, (2, 6), {"stride": 2}),
         (3, (2, 9), {"stride": 2}),
         (4, (2, 3), {"stride": 2, "groups": 2}),
         (4, (2, 19), {"stride": 3}),
@@ -48,13 +58,14 @@ def random_weight(parametrization, kernel_shape, rng, scale=1.0):
 )
 def test_aoc_is_orthogonal(kernel_size, channels, options, rng):
     parametrization, shape = bound(AOC, kernel_size, channels, **options)
-    weight = parametrization.project(random_weight(parametrization, shape, rng))
+    weight = compiled(parametrization.project, random_weight(parametrization, shape, rng))
     values = np.linalg.svd(matrix_of(parametrization, weight, shape, "circular"), compute_uv=False)
     np.testing.assert_allclose(values / parametrization.norm, 1, atol=1e-3)
     assert values.max() <= parametrization.norm * (1 + 1e-5)
     moved = to_numpy(weight) + 0.3 * np.sign(rng.normal(size=weight.shape)).astype("float32")
+    moved = compiled(parametrization.retract, moved)
     for padding in ("circular", "same", "valid"):
-        matrix = matrix_of(parametrization, parametrization.retract(moved), shape, padding)
+        matrix = matrix_of(parametrization, moved, shape, padding)
         assert operator_norm(matrix) <= parametrization.norm * (1 + 1e-5)
 
 
@@ -63,7 +74,7 @@ def test_aoc_reaches_more_than_shifts(rng):
     parametrization, shape = bound(AOC, 3, (8, 8))
     kernels = []
     for _ in range(2):
-        weight = parametrization.project(random_weight(parametrization, shape, rng))
+        weight = compiled(parametrization.project, random_weight(parametrization, shape, rng))
         kernels.append(to_numpy(parametrization.kernel(weight, shape)))
     shares = np.sum(kernels[0] ** 2, axis=(2, 3)) / np.sum(kernels[0] ** 2)
     assert shares.min() > 0.01
@@ -72,7 +83,7 @@ def test_aoc_reaches_more_than_shifts(rng):
 
 def test_aoc_tangent_gradient_keeps_each_matrix_orthogonal_to_first_order(rng):
     parametrization, shape = bound(AOC, 3, (4, 4))
-    weight = parametrization.project(random_weight(parametrization, shape, rng))
+    weight = compiled(parametrization.project, random_weight(parametrization, shape, rng))
     step = parametrization.tangent_gradient(weight, ops.convert_to_tensor(random_weight(parametrization, shape, rng)))
     for matrices, moves in zip(parametrization._matrices(weight), parametrization._matrices(step), strict=True):
         inner = np.swapaxes(to_numpy(matrices), -1, -2) @ to_numpy(moves)
@@ -135,7 +146,7 @@ def test_operator_norm(kernel_size, channels, options, rng):
     parametrization, shape = bound(OperatorNorm, kernel_size, channels, **options)
     weight = 100 * random_weight(parametrization, shape, rng)
     size = 4 * kernel_size
-    projected, retracted = parametrization.project(weight), parametrization.retract(weight)
+    projected, retracted = compiled(parametrization.project, weight), compiled(parametrization.retract, weight)
     ratio = to_numpy(projected) / weight
     np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-5)  # nothing but a scale
     norms = [
@@ -145,16 +156,15 @@ def test_operator_norm(kernel_size, channels, options, rng):
     assert 0.93 <= norms[0] <= 1 + 1e-6
     assert 0.97 <= norms[1] <= 1.1
     assert operator_norm(matrix_of(parametrization, projected, shape, "same", 7)) <= parametrization.norm
-    assert np.all(to_numpy(parametrization.project(0 * weight)) == 0)
+    assert np.all(to_numpy(compiled(parametrization.project, 0 * weight)) == 0)
 
 
 def test_soc_of_a_weight_of_any_size(rng):
     parametrization = SOC().bind(1.0, ConvolutionGeometry((3, 3), (1, 1), (1, 1), padding="same", channels=(3, 3)))
     for scale, move in ((1e-3, 0.0), (1e3, 0.0), (1.0, 0.3)):
-        weight = parametrization.project(scale * rng.normal(size=(3, 3, 3, 3)).astype("float32"))
-        moved = parametrization.retract(
-            to_numpy(weight) + move * np.sign(rng.normal(size=weight.shape)).astype("float32")
-        )
+        weight = compiled(parametrization.project, scale * rng.normal(size=(3, 3, 3, 3)).astype("float32"))
+        step = move * np.sign(rng.normal(size=weight.shape)).astype("float32")
+        moved = compiled(parametrization.retract, to_numpy(weight) + step)
         kernel = parametrization.kernel(moved, (3, 3, 3, 3))
         for padding in ("circular", "same"):
             matrix = convolution_matrix(kernel, 6, padding=padding)
