@@ -103,9 +103,9 @@ class AOC(Parametrization):
         projectors = [(len(self._growth), middle, middle // 2)] if self._growth else []
         return first + last + projectors
 
-    def weight_shape(self, kernel_shape: Shape) -> Shape:
+    def weight_shape(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
         geometry, channels = self._bound
-        size = math.prod(kernel_shape)  # type: ignore[arg-type]
+        size = math.prod(kernel_shape)
         groups = size // math.prod((*geometry.kernel_size, *channels))
         return groups, sum(math.prod(shape) for shape in self._shapes)
 

@@ -44,7 +44,7 @@ class SOC(Parametrization):
             )
         return dataclasses.replace(self, norm=norm, geometry=geometry)
 
-    def weight_shape(self, kernel_shape: Shape) -> Shape:
+    def weight_shape(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
         assert self.geometry is not None
         assert self.geometry.channels is not None
         assert self.geometry.groups is not None
