@@ -110,10 +110,17 @@ class LipConv2D(_ConstrainedConv, keras.layers.Conv2D):
         activity_regularizer: Regularizer of the output.
         bias_constraint: Constraint of the bias.
         k_coef_lip: The Lipschitz constant of the layer, positive.
-        parametrization: How the kernel is constrained, by name or as an object: `"polar"` or `"reshaped"`, orthogonal
-            as above; `"aoc"`, also `"bcop"`, orthogonal as an operator; `"aol"`, almost orthogonal, of norm at most
-            `k_coef_lip` whatever the weights; `"operator_norm"`, where only the norm of the operator is fixed; or
-            `"spectral"`, where only that of the reshaped kernel is.
+        parametrization: How the kernel is constrained, by name or as an object:
+
+            - `"polar"`, also `"reshaped"`: orthogonal as a matrix, as above.
+            - `"aoc"`, also `"bcop"`: orthogonal as an operator, computed from orthogonal matrices.
+            - `"soc"`: likewise, a series of six convolutions; without strides.
+            - `"aol"`: almost orthogonal, computed from a weight that may be anything, of norm at most `k_coef_lip`.
+            - `"operator_norm"`: only the norm of the operator is fixed; in training by an estimate, up to a tenth
+              above, which `RenormalizeCallback` makes hold.
+            - `"spectral"`: only the norm of the reshaped kernel is fixed, likewise.
+
+            Where the kernel is computed, or is a series, fold the model before you serve it.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Input shape:
