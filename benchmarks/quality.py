@@ -12,6 +12,7 @@ import os
 import pathlib
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `benchmarks` and `examples`
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -63,7 +64,7 @@ def main() -> int:
 
 
 def figures(
-    net: str, scheme: str, seed: int, epochs: int, data: tuple[tuple[npt.NDArray[np.float32], ...], ...]
+    net: str, scheme: str, seed: int, epochs: int, data: tuple[tuple[npt.NDArray[Any], ...], ...]
 ) -> list[float]:
     """Trains a net and returns its certified accuracies and its mean certified radius."""
     (images, labels), (test_images, test_labels) = data

@@ -2,8 +2,10 @@
 
 from deel_like_lip.layers.activations import FullSort, GroupSort, GroupSort2, Householder, MaxMin
 from deel_like_lip.layers.base import LipschitzLayer
-from deel_like_lip.layers.convolutional import FrobeniusConv2D, LipConv2D, SpectralConv2D
+from deel_like_lip.layers.convolution_transpose import LipConv2DTranspose, SpectralConv2DTranspose
+from deel_like_lip.layers.convolutional import FrobeniusConv2D, LipConv1D, LipConv2D, LipConv3D, SpectralConv2D
 from deel_like_lip.layers.dense import FrobeniusDense, SpectralDense
+from deel_like_lip.layers.depthwise import LipDepthwiseConv2D
 from deel_like_lip.layers.heads import UnitNormDense
 from deel_like_lip.layers.normalization import BatchCentering, LayerCentering, LipBatchNormalization
 from deel_like_lip.layers.pooling import (
@@ -36,7 +38,11 @@ __all__ = [
     "InvertibleUpSampling",
     "LayerCentering",
     "LipBatchNormalization",
+    "LipConv1D",
     "LipConv2D",
+    "LipConv2DTranspose",
+    "LipConv3D",
+    "LipDepthwiseConv2D",
     "LipPReLU",
     "LipschitzLayer",
     "MaxMin",
@@ -47,6 +53,7 @@ __all__ = [
     "ScaledL2NormPooling2D",
     "SoftHuber",
     "SpectralConv2D",
+    "SpectralConv2DTranspose",
     "SpectralDense",
     "UnitNormDense",
     "ZeroChannelPadding",

@@ -63,7 +63,7 @@ class ConstrainedKernel(LipschitzLayer):
     activation: Any
 
     # Arguments of the Keras layers that would undo or double what this class does.
-    _REFUSED = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
+    _REFUSED: tuple[str, ...] = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for name in self._REFUSED:
@@ -111,6 +111,10 @@ class ConstrainedKernel(LipschitzLayer):
             weight = with_tangent_gradient(self.parametrization, weight)
         kernel = self.parametrization.kernel(weight, self._kernel_shape)
         return kernel if training is None else ops.cast(kernel, self.compute_dtype)
+
+    @kernel.setter
+    def kernel(self, variable: Tensor) -> None:
+        """Takes the variable that some Keras layers assign in `build`; `add_weight` has kept it already."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self._call_in_training(inputs) if training else self._call_as_keras(inputs, training=False)
@@ -165,7 +169,7 @@ class ConstrainedKernel(LipschitzLayer):
             if not plain.built:
                 plain.build(inputs.shape)
                 plain.set_weights(weights)
-            return activation(plain(inputs))
+            return activation(self._finish_outputs(plain(inputs)))
 
         return folded
 
@@ -184,6 +188,10 @@ class ConstrainedKernel(LipschitzLayer):
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         """Applies what comes before the plain layer, such as padding."""
         return inputs
+
+    def _finish_outputs(self, outputs: Tensor) -> Tensor:
+        """Applies what comes between the plain layer and the activation, such as cropping."""
+        return outputs
 
 
 _Layer = TypeVar("_Layer", bound=keras.layers.Layer)

@@ -3,6 +3,7 @@
 Pure `keras.ops` functions and small immutable objects. Nothing here knows of layers or of bounds.
 """
 
+from deel_like_lip.parametrizations.aoc import AOC
 from deel_like_lip.parametrizations.aol import AOL
 from deel_like_lip.parametrizations.base import (
     ComputedKernel,
@@ -16,12 +17,16 @@ from deel_like_lip.parametrizations.cholesky import BlockReflector, CholeskyQR
 from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
 from deel_like_lip.parametrizations.exponential import Exponential
 from deel_like_lip.parametrizations.frobenius import Frobenius
+from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize
 from deel_like_lip.parametrizations.registry import get, serialize
+from deel_like_lip.parametrizations.soc import SOC
 from deel_like_lip.parametrizations.spectral import Spectral
 
 __all__ = [
+    "AOC",
     "AOL",
+    "SOC",
     "BlockReflector",
     "Cayley",
     "CholeskyQR",
@@ -29,6 +34,7 @@ __all__ = [
     "ConvolutionGeometry",
     "Exponential",
     "Frobenius",
+    "OperatorNorm",
     "Orthogonal",
     "Parametrization",
     "ReshapedKernel",
