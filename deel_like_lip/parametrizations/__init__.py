@@ -4,7 +4,7 @@ Pure `keras.ops` functions and small immutable objects. Nothing here knows of la
 """
 
 from deel_like_lip.parametrizations.base import Parametrization, with_tangent_gradient
-from deel_like_lip.parametrizations.convolution import reshaped_kernel_factor
+from deel_like_lip.parametrizations.convolution import operator_factor, reshaped_kernel_factor
 from deel_like_lip.parametrizations.frobenius import Frobenius
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
 from deel_like_lip.parametrizations.spectral import Spectral
@@ -14,6 +14,7 @@ __all__ = [
     "Orthogonal",
     "Parametrization",
     "Spectral",
+    "operator_factor",
     "orthogonalize",
     "reshaped_kernel_factor",
     "retract",
