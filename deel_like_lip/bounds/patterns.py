@@ -11,11 +11,12 @@ from typing import Any
 
 import keras
 import numpy as np
+import numpy.typing as npt
 
-from deel_like_lip._geometry import entries
+from deel_like_lip._geometry import entries, largest_overlap
 from deel_like_lip.bounds.convolution import Axis
 from deel_like_lip.bounds.layer_rules import image_area, not_the_batch, window_overlap
-from deel_like_lip.bounds.operators import Convolution
+from deel_like_lip.bounds.operators import Convolution, PaddedConvolution, Pick, spatial_axes
 from deel_like_lip.bounds.rounding import FLOAT32_UNDERFLOW, product_up, root_up, up
 from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear
 
@@ -37,7 +38,13 @@ class Pattern:
 
 def match_pattern(call: Call) -> Pattern | None:
     """Returns the pattern that ends in this call, or None."""
-    for matcher in (_sorted_pairs, _l2_norm_pooling, _circular_convolution):
+    for matcher in (
+        _sorted_pairs,
+        _l2_norm_pooling,
+        _circular_convolution,
+        _padded_convolution,
+        _zero_padded_convolution,
+    ):
         pattern = matcher(call)
         if pattern is not None:
             return pattern
@@ -137,14 +144,87 @@ def _circular_convolution(call: Call) -> Pattern | None:
         source = take.inputs[0]
     if not wrapped:
         return None
-    effects = apply_rule(call)
-    assert not isinstance(effects, Combination)
-    linear_part, *activation = effects
-    operator = linear_part.operator
-    assert isinstance(operator, Convolution)
+    linear_part, operator, activation = _parts(call)
     axes = tuple(wrapped.get(axis, own) for axis, own in zip(spatial, operator.axes, strict=True))
     torus = Convolution(tuple(source.shape[1:]), operator.out_shape, operator.kernels, axes, operator.channels_first)
     return Pattern(source, [linear(torus, offset=linear_part.offset), *activation], "circular convolution")
+
+
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+_ZERO_PADDINGS = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
+
+
+def _padded_convolution(call: Call) -> Pattern | None:
+    """A convolution of an image that was continued by its own values: most of them are not repeated."""
+    layer = call.operation
+    if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid" or None in call.in_shape:
+        return None
+    spatial = [axis + 1 for axis in spatial_axes(len(layer.kernel_size), layer.data_format == "channels_first")]
+    source, taken = call.inputs[0], dict[int, npt.NDArray[np.int64]]()
+    while True:
+        take = producer(source)
+        if take is None or not _is(take, "Take") or take.operation.axis not in spatial or take.operation.axis in taken:
+            break
+        axis, indices = take.operation.axis, np.asarray(take.argument(1, "indices"))
+        size = take.input_shape[axis]
+        if indices.ndim != 1 or size is None or np.any(indices < -size) or np.any(indices >= size):
+            break
+        taken[axis] = indices % size
+        source = take.inputs[0]
+    if not taken or None in source.shape[1:]:
+        return None
+
+    def pick(array: Any) -> Any:
+        for axis, indices in taken.items():
+            array = np.take(array, indices, axis)
+        return array
+
+    overlap = math.prod(
+        largest_overlap(taken.get(axis, np.arange(call.input_shape[axis] or 0)), taps, stride, dilation)
+        for axis, taps, stride, dilation in zip(
+            spatial, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
+        )
+    )
+    repeats = math.prod(int(np.max(np.bincount(indices))) for indices in taken.values())
+    pad = Pick(tuple(source.shape[1:]), call.in_shape, repeats, pick)
+    linear_part, convolution, activation = _parts(call)
+    operator = PaddedConvolution(pad.in_shape, convolution.out_shape, pad, convolution, overlap)
+    return Pattern(source, [linear(operator, offset=linear_part.offset), *activation], "padded convolution")
+
+
+def _zero_padded_convolution(call: Call) -> Pattern | None:
+    """A convolution of an image around which a layer puts zeros: they are known, unlike a part of an image."""
+    layer = call.operation
+    if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid":
+        return None
+    above = producer(call.inputs[0])
+    if above is None or not _is(above, *_ZERO_PADDINGS) or above.operation.data_format != layer.data_format:
+        return None
+    pads = above.operation.padding
+    pads = [pads] if isinstance(pads[0], int) else pads
+    linear_part, operator, activation = _parts(call)
+    axes = tuple(
+        dataclasses.replace(axis, before=before, size=None if axis.size is None else axis.size - before - after)
+        for axis, (before, after) in zip(operator.axes, pads, strict=True)
+    )
+    source = above.inputs[0]
+    whole = dataclasses.replace(operator, in_shape=tuple(source.shape[1:]), axes=axes)
+    return Pattern(source, [linear(whole, offset=linear_part.offset), *activation], "zero-padded convolution")
+
+
+def _parts(call: Call) -> tuple[Effect, Convolution, list[Effect]]:
+    """Returns the linear effect of a convolution layer, its operator, and the effects of its activation."""
+    effects = apply_rule(call)
+    assert not isinstance(effects, Combination)
+    linear_part, *activation = effects
+    assert isinstance(linear_part.operator, Convolution)
+    return linear_part, linear_part.operator, activation
 
 
 def producer(tensor: Any) -> Call | None:
