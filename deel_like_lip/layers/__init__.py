@@ -4,6 +4,7 @@ from deel_like_lip.layers.activations import FullSort, GroupSort, GroupSort2, Ma
 from deel_like_lip.layers.base import LipschitzLayer
 from deel_like_lip.layers.convolutional import FrobeniusConv2D, LipConv2D, SpectralConv2D
 from deel_like_lip.layers.dense import FrobeniusDense, SpectralDense
+from deel_like_lip.layers.padding import PadConv2D
 from deel_like_lip.layers.pooling import (
     ScaledAveragePooling2D,
     ScaledGlobalAveragePooling2D,
@@ -20,6 +21,7 @@ __all__ = [
     "LipConv2D",
     "LipschitzLayer",
     "MaxMin",
+    "PadConv2D",
     "ScaledAveragePooling2D",
     "ScaledGlobalAveragePooling2D",
     "ScaledGlobalL2NormPooling2D",

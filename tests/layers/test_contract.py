@@ -44,6 +44,15 @@ CASES = {
     "ScaledL2NormPooling2D same": (lambda: layers.ScaledL2NormPooling2D(3, padding="same", k_coef_lip=0.5), (8, 5, 2)),
     "ScaledGlobalAveragePooling2D": (lambda: layers.ScaledGlobalAveragePooling2D(k_coef_lip=2.0), (8, 6, 2)),
     "ScaledGlobalL2NormPooling2D": (lambda: layers.ScaledGlobalL2NormPooling2D(keepdims=True), (8, 6, 2)),
+    "PadConv2D": (lambda: layers.PadConv2D(6, 3, activation=layers.MaxMin()), (8, 6, 2)),
+    "PadConv2D reflect": (lambda: layers.PadConv2D(6, (3, 5), padding="reflect", k_coef_lip=2.0), (8, 6, 2)),
+    "PadConv2D symmetric": (
+        lambda: layers.PadConv2D(6, (5, 2), strides=2, padding="symmetric", use_bias=False),
+        (8, 6, 2),
+    ),
+    "PadConv2D replicate": (lambda: layers.PadConv2D(6, 3, dilation_rate=2, groups=2, padding="edge"), (8, 6, 2)),
+    "PadConv2D zeros": (lambda: layers.PadConv2D(6, 4, strides=3, padding="zeros"), (8, 6, 2)),
+    "PadConv2D circular": (lambda: layers.PadConv2D(6, 3, padding="circular"), (8, 6, 2)),
 }
 every_case = pytest.mark.parametrize(("make", "shape"), CASES.values(), ids=CASES.keys())
 
