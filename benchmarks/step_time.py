@@ -195,7 +195,7 @@ def one_run(net: str, batch: int, steps: int, turns: int, jit: Any, skip: list[s
 
 def contenders(net: str) -> list[str]:
     dense = net.startswith("mlp")
-    return ["plain", "layers", *(["orthogonal=False"] if dense else []), "losses only"]
+    return ["plain", "layers", *(["spectral"] if dense else []), "losses only"]
 
 
 def ratios(measures: dict[str, Callable[[], float]], turns: int) -> Measured:
@@ -297,21 +297,22 @@ def samples(net: str, count: int) -> tuple[Any, Any]:
 def keras_model(net: str, contender: str, jit: Any) -> Any:
     """Returns a compiled model.
 
-    The contenders are `plain`; `layers`, this library's layers and loss; `orthogonal=False`; `losses only`, the plain
-    net with this library's loss and metric; and `same activation`, the plain net with this library's activation.
+    The contenders are `plain`; `layers`, this library's layers and loss; `spectral`, the same with that parametrization
+    of dense layers; `losses only`, the plain net with this library's loss and metric; and `same activation`, the plain
+    net with this library's activation.
     """
     import keras
 
     import deel_like_lip as lip
 
-    constrained = contender in ("layers", "orthogonal=False")
+    constrained = contender in ("layers", "spectral")
     dense, conv, pool = keras.layers.Dense, keras.layers.Conv2D, keras.layers.MaxPooling2D
     activation: Callable[[], Any] = keras.layers.ReLU
     if constrained:
         conv = lip.layers.LipConv2D
 
         def dense(units: int) -> Any:
-            return lip.layers.SpectralDense(units, orthogonal=contender == "layers")
+            return lip.layers.SpectralDense(units, parametrization="polar" if contender == "layers" else contender)
 
     if constrained or contender == "same activation":
         activation, pool = lip.layers.GroupSort2, lip.layers.ScaledL2NormPooling2D

@@ -33,8 +33,9 @@ def renormalize(model: keras.Model) -> None:
                 f"The {type(layer).__name__} layer '{layer.name}' is not built, so it has no kernel to project. Call "
                 "the model on data or give it an `Input` first."
             )
+    layers = [layer for layer in layers if layer.parametrization.constraint is not None]
     if layers:
-        kernels = [layer.kernel for layer in layers]
+        kernels = [layer.stored_kernel for layer in layers]
         tensors = [keras.ops.convert_to_tensor(kernel) for kernel in kernels]
         projected = _compiled_projection()(tuple(layer.parametrization for layer in layers), tensors)
         for kernel, value in zip(kernels, projected, strict=True):

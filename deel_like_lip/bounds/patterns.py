@@ -20,6 +20,15 @@ from deel_like_lip.bounds.operators import Convolution, PaddedConvolution, Pick,
 from deel_like_lip.bounds.rounding import FLOAT32_UNDERFLOW, product_up, root_up, up
 from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear
 
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+_ZERO_PADDINGS = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
+
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
@@ -38,13 +47,15 @@ class Pattern:
 
 def match_pattern(call: Call) -> Pattern | None:
     """Returns the pattern that ends in this call, or None."""
-    for matcher in (
+    matchers = (
         _sorted_pairs,
         _l2_norm_pooling,
         _circular_convolution,
+        _circular_transpose,
         _padded_convolution,
         _zero_padded_convolution,
-    ):
+    )
+    for matcher in matchers:
         pattern = matcher(call)
         if pattern is not None:
             return pattern
@@ -119,29 +130,20 @@ def _circular_convolution(call: Call) -> Pattern | None:
     the operator is a part of a circular convolution.
     """
     layer = call.operation
-    if not _is(call, keras.layers.Conv2D) or layer.padding != "valid":
+    if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid":
         return None
-    spatial = (1, 2) if layer.data_format == "channels_last" else (2, 3)
+    spatial = [axis + 1 for axis in spatial_axes(layer.rank, layer.data_format == "channels_first")]
     source, wrapped = call.inputs[0], dict[int, Axis]()
-    while True:
-        take = producer(source)
-        if take is None or not _is(take, "Take"):
-            break
-        axis = take.operation.axis
-        if axis not in spatial or axis in wrapped:
-            break
-        indices = np.asarray(take.argument(1, "indices"))
-        size = take.input_shape[axis]
+    while (take := _periodic_take(source, spatial)) is not None and take.axis not in wrapped:
+        axis, size = take.axis, take.size
         where = spatial.index(axis)
         stride, outputs = layer.strides[where], call.outputs[0].shape[axis]
-        if indices.ndim != 1 or not indices.size or size is None or np.any(abs(indices + 0.5) > size):
+        if size % stride or outputs * stride > size:
             break
-        periodic = np.all((indices[1:] - indices[:-1] - 1) % size == 0)
-        if not periodic or size % stride or outputs * stride > size:
-            break
-        before = int(-indices[0] % size)
-        wrapped[axis] = Axis(layer.kernel_size[where], stride, layer.dilation_rate[where], before, size, outputs, True)
-        source = take.inputs[0]
+        wrapped[axis] = Axis(
+            layer.kernel_size[where], stride, layer.dilation_rate[where], take.before, size, outputs, True
+        )
+        source = take.source
     if not wrapped:
         return None
     linear_part, operator, activation = _parts(call)
@@ -150,14 +152,82 @@ def _circular_convolution(call: Call) -> Pattern | None:
     return Pattern(source, [linear(torus, offset=linear_part.offset), *activation], "circular convolution")
 
 
-_CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-)
-_ZERO_PADDINGS = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
+def _circular_transpose(call: Call) -> Pattern | None:
+    """A transposed convolution of an image that was continued periodically, cropped to one period of its output.
+
+    Of n inputs, with `a` repeated before them and others behind, input o lies at `o + a` and adds its tap t at
+    `s (o + a) + d t`. After cropping by c, output p of n s is the sum over `s o + d t - b = p`, where `b = c - s a`.
+    Were the image repeated without end, that would be the transpose of a circular convolution. So it is where no input
+    is missed: one place before the first, the last tap lies at `d (k - 1) - s`, which must be before the cropped range,
+    and one place behind the last of m, the first tap lies at `s m`, which must be behind it.
+    """
+    above = producer(call.inputs[0]) if _is(call, keras.layers.Cropping2D) else None
+    if above is None or not _is(above, keras.layers.Conv2DTranspose):
+        return None
+    layer = above.operation
+    plain = layer.padding == "valid" and layer.output_padding is None
+    if not plain or call.operation.data_format != layer.data_format or layer.activation is not keras.activations.linear:
+        return None
+    spatial = [axis + 1 for axis in spatial_axes(layer.rank, layer.data_format == "channels_first")]
+    source, takes = above.inputs[0], dict[int, _Take]()
+    while (take := _periodic_take(source, spatial)) is not None and take.axis not in takes:
+        takes[take.axis] = take
+        source = take.source
+    axes = []
+    for where, axis in enumerate(spatial):
+        taps, stride, dilation = layer.kernel_size[where], layer.strides[where], layer.dilation_rate[where]
+        size, count = source.shape[axis], above.inputs[0].shape[axis]
+        if size is None:
+            return None
+        repeated = takes[axis].before if axis in takes else 0
+        crop, outputs = call.operation.cropping[where][0], call.outputs[0].shape[axis]
+        last_of_missing = dilation * (taps - 1) - stride
+        if outputs != size * stride or last_of_missing >= crop or stride * count < crop + outputs:
+            return None
+        axes.append(Axis(taps, stride, dilation, crop - stride * repeated, outputs, size, True))
+    linear_part, operator, _ = _parts(above)
+    torus = Convolution(
+        tuple(source.shape[1:]),
+        tuple(call.outputs[0].shape[1:]),
+        operator.kernels,
+        tuple(axes),
+        operator.channels_first,
+        transposed=True,
+    )
+    return Pattern(source, [linear(torus, offset=linear_part.offset)], "circular transposed convolution")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Take:
+    """A call that continues an image periodically along one axis.
+
+    Attributes:
+        source: The image.
+        axis: The axis.
+        size: Its size.
+        before: Which position, counted backwards from the start of the image, comes first: from 0 to the size, without.
+    """
+
+    source: Any
+    axis: int
+    size: int
+    before: int
+
+
+def _periodic_take(tensor: Any, spatial: Sequence[int]) -> _Take | None:
+    """Returns how a tensor continues an image along a spatial axis, or None."""
+    take = producer(tensor)
+    if take is None or not _is(take, "Take"):
+        return None
+    axis = take.operation.axis
+    if axis not in spatial:
+        return None
+    indices, size = np.asarray(take.argument(1, "indices")), take.input_shape[axis]
+    if indices.ndim != 1 or not indices.size or size is None or np.any(abs(indices + 0.5) > size):
+        return None
+    if np.any((indices[1:] - indices[:-1] - 1) % size):
+        return None
+    return _Take(take.inputs[0], axis, size, int(-indices[0] % size))
 
 
 def _padded_convolution(call: Call) -> Pattern | None:
@@ -165,7 +235,7 @@ def _padded_convolution(call: Call) -> Pattern | None:
     layer = call.operation
     if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid" or None in call.in_shape:
         return None
-    spatial = [axis + 1 for axis in spatial_axes(len(layer.kernel_size), layer.data_format == "channels_first")]
+    spatial = [axis + 1 for axis in spatial_axes(layer.rank, layer.data_format == "channels_first")]
     source, taken = call.inputs[0], dict[int, npt.NDArray[np.int64]]()
     while True:
         take = producer(source)

@@ -45,16 +45,18 @@ class LipschitzLayer(keras.layers.Layer):
 class ConstrainedKernel(LipschitzLayer):
     """A layer with a `kernel` that stays in a set of allowed kernels, and not one weight more than its Keras layer.
 
-    The kernel is stored as it is used. It is allowed from `build` on, through the initializer; its gradient in training
-    is tangent; and it is projected back, as the variable's constraint, right after each update of any Keras optimizer.
-    At inference it is read and nothing else. Subclasses set `parametrization` when they know their norm.
+    One weight is stored, by default the kernel as it is used. It is allowed from `build` on, through the initializer;
+    its gradient in training is tangent; and it is projected back, as the variable's constraint, right after each update
+    of any Keras optimizer. At inference it is read and nothing else, unless the parametrization computes the kernel
+    from it. Subclasses set `parametrization`, bound to what they do, in their `__init__`.
     """
 
     parametrization: Parametrization
+    stored_kernel: Tensor
     activation: Any
 
     # Arguments of the Keras layers that would undo or double what this class does.
-    _REFUSED = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
+    _REFUSED: tuple[str, ...] = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for name in self._REFUSED:
@@ -72,9 +74,13 @@ class ConstrainedKernel(LipschitzLayer):
         if kwargs.get("name") == "kernel":
             initializer = keras.initializers.get(kwargs["initializer"])
             parametrization = self.parametrization
+            self._kernel_shape = tuple(kwargs["shape"])
+            kwargs["shape"] = parametrization.weight_shape(self._kernel_shape)
             kwargs["initializer"] = lambda *a, **k: parametrization.start(initializer, *a, **k)
-            kwargs["constraint"] = parametrization
+            kwargs["constraint"] = parametrization.constraint
             kwargs["autocast"] = False  # the tangent gradient is taken in the variable's own precision
+            self.stored_kernel = super().add_weight(*args, **kwargs)
+            return self.stored_kernel
         return super().add_weight(*args, **kwargs)
 
     def build(self, input_shape: Shape) -> None:
@@ -85,13 +91,19 @@ class ConstrainedKernel(LipschitzLayer):
 
     @property
     def kernel(self) -> Tensor:
-        """The kernel: the variable itself, or inside `call` the tensor to compute with."""
-        variable = super().kernel
+        """The kernel: the variable itself or what is computed from it, inside `call` in the dtype to compute with."""
+        if not self.built:
+            raise AttributeError(f"The {type(self).__name__} layer '{self.name}' is not built, so it has no `kernel`.")
+        weight = self.stored_kernel
         training = _CALL_IS_TRAINING.get()
-        if training is None:
-            return variable
-        value = with_tangent_gradient(self.parametrization, variable) if training else variable
-        return ops.cast(value, self.compute_dtype)
+        if training:
+            weight = with_tangent_gradient(self.parametrization, weight)
+        kernel = self.parametrization.kernel(weight, self._kernel_shape)
+        return kernel if training is None else ops.cast(kernel, self.compute_dtype)
+
+    @kernel.setter
+    def kernel(self, variable: Tensor) -> None:
+        """Takes the variable that some Keras layers assign in `build`; `add_weight` has kept it already."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self._call_in_training(inputs) if training else self._call_as_keras(inputs, training=False)
@@ -107,14 +119,15 @@ class ConstrainedKernel(LipschitzLayer):
         finally:
             _CALL_IS_TRAINING.reset(token)
 
-    def _parametrization(self, norm: float) -> Parametrization:
-        """Returns the allowed kernels, where `norm` is what the norm of the kernel's matrix may be."""
-        raise NotImplementedError
-
     def renormalize(self) -> None:
-        """Projects the kernel onto the allowed ones, once."""
-        variable = super().kernel
-        variable.assign(self.parametrization.project(variable))
+        """Projects the stored kernel onto the allowed ones, once."""
+        self.stored_kernel.assign(self.parametrization.project(self.stored_kernel))
+
+    def save_own_variables(self, store: Any) -> None:
+        keras.layers.Layer.save_own_variables(self, store)  # that of Dense and Conv saves what `kernel` returns
+
+    def load_own_variables(self, store: Any) -> None:
+        keras.layers.Layer.load_own_variables(self, store)
 
     def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
@@ -142,14 +155,15 @@ class ConstrainedKernel(LipschitzLayer):
             )
         plain = self._plain_layer()
         activation = fold_activation(self.activation)
-        weights = [keras.ops.convert_to_numpy(weight) for weight in self.weights]
+        used = [self.kernel if weight is self.stored_kernel else weight for weight in self.weights]
+        weights = [keras.ops.convert_to_numpy(weight) for weight in used]
 
         def folded(inputs: Tensor) -> Tensor:
             inputs = self._prepare_inputs(inputs)
             if not plain.built:
                 plain.build(inputs.shape)
                 plain.set_weights(weights)
-            return activation(plain(inputs))
+            return activation(self._finish_outputs(plain(inputs)))
 
         return folded
 
@@ -162,11 +176,16 @@ class ConstrainedKernel(LipschitzLayer):
         of_training = ("_initializer", "_regularizer", "_constraint")
         config = self.get_config()
         del config["k_coef_lip"], config["activation"]
+        config.pop("parametrization", None)
         return {name: value for name, value in config.items() if not name.endswith(of_training)}
 
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         """Applies what comes before the plain layer, such as padding."""
         return inputs
+
+    def _finish_outputs(self, outputs: Tensor) -> Tensor:
+        """Applies what comes between the plain layer and the activation, such as cropping."""
+        return outputs
 
 
 def checked_activation(activation: Any, owner: str) -> Any:

@@ -5,10 +5,11 @@ from typing import Any
 import keras
 from keras import ops
 
+from deel_like_lip import parametrizations
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
 from deel_like_lip.layers.base import ConstrainedKernel
-from deel_like_lip.parametrizations import Frobenius, Orthogonal, Parametrization, Spectral
+from deel_like_lip.parametrizations import Frobenius
 
 
 class _ConstrainedDense(ConstrainedKernel, keras.layers.Dense):
@@ -39,9 +40,10 @@ class _ConstrainedDense(ConstrainedKernel, keras.layers.Dense):
             k_coef_lip=k_coef_lip,
             **kwargs,
         )
-        self.parametrization = self._parametrization(self.k_coef_lip)
 
     def _call_in_training(self, inputs: Tensor) -> Tensor:
+        if self.parametrization.computes_kernel:
+            return super()._call_in_training(inputs)
         outputs = self.parametrization.tangent_matmul(inputs, self.kernel)
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
@@ -49,14 +51,13 @@ class _ConstrainedDense(ConstrainedKernel, keras.layers.Dense):
 
     def _plain_layer(self) -> keras.layers.Dense:
         config = self._plain_config()
-        for name in ("disjoint_neurons", "orthogonal"):
-            config.pop(name, None)
+        config.pop("disjoint_neurons", None)
         return keras.layers.Dense(**config)
 
 
 @register
 class SpectralDense(_ConstrainedDense):
-    """Dense layer with an orthogonal kernel.
+    """Dense layer with an orthogonal kernel, or one that another parametrization allows.
 
     All singular values of the kernel are `k_coef_lip`: the layer is `k_coef_lip`-Lipschitz for the l2 norm, and where
     it has no more outputs than inputs the gradient keeps its norm on the way back. The kernel is orthogonal from
@@ -67,18 +68,19 @@ class SpectralDense(_ConstrainedDense):
     Args:
         units: Positive integer, the number of outputs.
         activation: Activation with a Lipschitz constant of at most 1, by name or as an object, such as `GroupSort2()`.
+        parametrization: How the kernel is constrained, by name or as an object: `"polar"`, orthogonal as above, or
+            `"spectral"`, where only the largest singular value is `k_coef_lip`: a step costs about what a plain one
+            does, and gradients may fade. During training that norm is an estimate that the true one exceeds by up to a
+            fifth; `RenormalizeCallback` makes it hold before validation and at the end of each epoch, and `certify`
+            never relies on it.
         use_bias: Whether the layer adds a bias.
-        kernel_initializer: Initializer of the kernel; what it returns is made orthogonal.
+        kernel_initializer: Initializer of the stored kernel; what it returns is made orthogonal.
         bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the kernel.
+        kernel_regularizer: Regularizer of the stored kernel.
         bias_regularizer: Regularizer of the bias.
         activity_regularizer: Regularizer of the output.
         bias_constraint: Constraint of the bias.
         k_coef_lip: The Lipschitz constant of the layer, positive.
-        orthogonal: Whether the kernel is orthogonal. With False only its largest singular value is `k_coef_lip`, by
-            spectral normalization: a step costs about what a plain one does, and gradients may fade. During training
-            the norm is an estimate that the true one exceeds by up to a fifth; `RenormalizeCallback` makes it hold
-            before validation and at the end of each epoch, and `certify` never relies on it.
         **kwargs: Arguments of `keras.layers.Layer`, such as `name` and `dtype`.
 
     Input shape:
@@ -102,15 +104,12 @@ class SpectralDense(_ConstrainedDense):
           regularization](https://arxiv.org/abs/2006.06520)
     """
 
-    def __init__(self, units: int, activation: Any = None, *, orthogonal: bool = True, **kwargs: Any) -> None:
-        self.orthogonal = bool(orthogonal)
+    def __init__(self, units: int, activation: Any = None, *, parametrization: Any = "polar", **kwargs: Any) -> None:
         super().__init__(units, activation, **kwargs)
-
-    def _parametrization(self, norm: float) -> Parametrization:
-        return Orthogonal(norm) if self.orthogonal else Spectral(norm)
+        self.parametrization = parametrizations.get(parametrization).bind(self.k_coef_lip)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "orthogonal": self.orthogonal}
+        return {**super().get_config(), "parametrization": parametrizations.serialize(self.parametrization)}
 
 
 @register
@@ -152,11 +151,9 @@ class FrobeniusDense(_ConstrainedDense):
     """
 
     def __init__(self, units: int, activation: Any = None, *, disjoint_neurons: bool = True, **kwargs: Any) -> None:
-        self.disjoint_neurons = bool(disjoint_neurons)
         super().__init__(units, activation, **kwargs)
-
-    def _parametrization(self, norm: float) -> Parametrization:
-        return Frobenius(norm, per_output=self.disjoint_neurons)
+        self.disjoint_neurons = bool(disjoint_neurons)
+        self.parametrization = Frobenius(self.k_coef_lip, self.disjoint_neurons)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "disjoint_neurons": self.disjoint_neurons}

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from keras import ops
 
-from deel_like_lip._geometry import largest_overlap
+from deel_like_lip._geometry import largest_overlap, max_overlap
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.convolutional import LipConv2D
-from deel_like_lip.parametrizations import Orthogonal
+from deel_like_lip.parametrizations import ReshapedKernel
 
 # What is done here, by the mode of `numpy.pad`; the rest is done by `LipConv2D`.
 _NUMPY_MODES = {"constant": "constant", "reflect": "reflect", "symmetric": "symmetric", "replicate": "edge"}
@@ -26,12 +26,16 @@ class PadConv2D(LipConv2D):
     """2D convolution with a choice of paddings, whose operator norm is at most `k_coef_lip`.
 
     Values that are repeated around the image are met by more windows, so the kernel is smaller where that enlarges the
-    norm. It is orthogonal up to the factor `k_coef_lip / sqrt(m_h * m_w)`, m being along an axis the largest number of
-    taps that meet one value of the image or a copy of it. For a kernel size k, odd, and strides of 1 that is
+    norm. With the parametrizations `"polar"` and `"spectral"` the norm of the reshaped kernel is `k_coef_lip /
+    sqrt(m_h * m_w)`, m being along an axis the largest number of taps that meet one value of the image or a copy of it.
+    For a kernel size k, odd, and strides of 1 that is
 
     - k for `"symmetric"`, which therefore costs nothing, as for `"constant"`, `"same"` and `"circular"`,
     - k + 1 for `"reflect"`,
     - `(k + 1) (k + 3) / 8`, or k if that is more, for `"replicate"`.
+
+    With others, which know the norm of the convolution by itself, that is `k_coef_lip / sqrt(r_h * r_w)`, r being how
+    often one value occurs in the padded image: 2 for `"reflect"` and `"symmetric"`, `(k + 1) / 2` for `"replicate"`.
 
     In deel-lip the layer of this name is not constrained, and only a base class.
 
@@ -75,21 +79,35 @@ class PadConv2D(LipConv2D):
         mode = _ALIASES.get(padding, padding)
         self._mode = mode if mode in _NUMPY_MODES else None
         super().__init__(filters, kernel_size, strides, padding if self._mode is None else "valid", **kwargs)
-        if self._mode is not None:
+
+    @property
+    def _constant_of_kernel(self) -> float:
+        if self._mode is None:
+            return super()._constant_of_kernel
+        squared = math.prod(self._largest_squared_norm(index) for index in range(2))
+        if self._counts_taps:
             # With the kernel K as a matrix, |y|^2 = sum_o |K x_o|^2 <= |K|^2 sum_o |x_o|^2, and in the last sum a value
-            # of the image is counted once for each tap that meets it or a copy of it.
-            overlap = math.prod(self._largest_overlap(index) for index in range(2))
-            self.parametrization = Orthogonal(self.k_coef_lip / math.sqrt(overlap))
+            # of the image is counted once for each tap that meets it or a copy of it. `ReshapedKernel` divides by the
+            # number of taps that meet one value of the padded image.
+            return self.k_coef_lip * math.sqrt(
+                max_overlap(self.kernel_size, self.strides, self.dilation_rate) / squared
+            )
+        # The norm of the padding is the root of how often it repeats a value.
+        return self.k_coef_lip / math.sqrt(squared)
+
+    @property
+    def _counts_taps(self) -> bool:
+        return isinstance(self.parametrization, ReshapedKernel)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return super().compute_output_shape(self._padded_shape(input_shape))
 
-    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+    def _convolve(self, inputs: Tensor, kernel: Tensor, padding: str) -> Tensor:
         self._padded_shape(inputs.shape)
         if self._mode is not None:
             for index, axis in enumerate(self._spatial_axes):
                 inputs = _continued(inputs, axis, *self._pads(index), self._mode)
-        return super().convolution_op(inputs, kernel)
+        return super()._convolve(inputs, kernel, padding)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
@@ -115,18 +133,18 @@ class PadConv2D(LipConv2D):
         total = self.dilation_rate[index] * (self.kernel_size[index] - 1)
         return total // 2, total - total // 2
 
-    def _overlap(self, index: int, size: int) -> int:
-        """Returns the largest number of taps that meet one value, or a copy of it, of an axis of that size."""
-        geometry = self.kernel_size[index], self.strides[index], self.dilation_rate[index]
-        return _overlap(self._mode or "", size, self._pads(index), *geometry)
+    def _squared_norm(self, index: int, size: int) -> int:
+        """Returns by how much an axis of that size enlarges the square of the norm of the kernel, at most."""
+        geometry = (self.kernel_size[index], self.strides[index], self.dilation_rate[index])
+        return _overlap(self._mode or "", size, self._pads(index), *(geometry if self._counts_taps else (1, 1, 1)))
 
-    def _largest_overlap(self, index: int) -> int:
+    def _largest_squared_norm(self, index: int) -> int:
         """Returns the same for all axes of at least twice the window's size.
 
         No value is then near both edges, and what happens at one of them depends on the size modulo the stride only.
         """
         first = 2 * (sum(self._pads(index)) + 1)
-        return max(self._overlap(index, size) for size in range(first, first + self.strides[index]))
+        return max(self._squared_norm(index, size) for size in range(first, first + self.strides[index]))
 
     def _padded_shape(self, input_shape: Shape) -> Shape:
         """Returns the shape of the padded image, and raises if the constant would not hold."""
@@ -144,7 +162,7 @@ class PadConv2D(LipConv2D):
                     f"input_shape={tuple(input_shape)}"
                 )
             smallest = {"reflect": max(pads) + 1, "symmetric": max(pads)}.get(self._mode, 1)
-            if size < smallest or self._overlap(index, size) > self._largest_overlap(index):
+            if size < smallest or self._squared_norm(index, size) > self._largest_squared_norm(index):
                 raise ValueError(
                     f"The {type(self).__name__} layer '{self.name}' with padding='{self._mode}' expects a height and "
                     "width that are larger than the window: values of smaller images would be repeated more often, and "

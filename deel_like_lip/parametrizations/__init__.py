@@ -1,22 +1,39 @@
-"""What a constrained kernel is: projections, tangent gradients and the constants that go with them.
+"""What a constrained kernel is: how it is stored, projections, tangent gradients and the constants that go with them.
 
 Pure `keras.ops` functions and small immutable objects. Nothing here knows of layers or of bounds.
 """
 
-from deel_like_lip.parametrizations.base import Parametrization, with_tangent_gradient
-from deel_like_lip.parametrizations.convolution import operator_factor, reshaped_kernel_factor
+from deel_like_lip.parametrizations.aoc import AOC
+from deel_like_lip.parametrizations.aol import AOL
+from deel_like_lip.parametrizations.base import (
+    ComputedKernel,
+    Parametrization,
+    ReshapedKernel,
+    with_tangent_gradient,
+)
+from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, operator_factor, reshaped_kernel_factor
 from deel_like_lip.parametrizations.frobenius import Frobenius
+from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
+from deel_like_lip.parametrizations.registry import get, serialize
 from deel_like_lip.parametrizations.spectral import Spectral
 
 __all__ = [
+    "AOC",
+    "AOL",
+    "ComputedKernel",
+    "ConvolutionGeometry",
     "Frobenius",
+    "OperatorNorm",
     "Orthogonal",
     "Parametrization",
+    "ReshapedKernel",
     "Spectral",
+    "get",
     "operator_factor",
     "orthogonalize",
     "reshaped_kernel_factor",
     "retract",
+    "serialize",
     "with_tangent_gradient",
 ]

@@ -1,41 +1,93 @@
 """The contract of a parametrization, and the one way in which it touches a gradient."""
 
 import abc
+import dataclasses
 import math
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from keras import ops
 
 from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
 
 
+@dataclasses.dataclass(frozen=True)
 class Parametrization(abc.ABC):
-    """A set of allowed kernels, with the two maps that training on it needs.
+    """A set of allowed weights, the kernel that each stands for, and the maps that training on them needs.
+
+    A layer stores one weight. By default that is the kernel itself; a subclass that overrides `kernel` computes it
+    from the weight instead, whenever the layer is called: fold a model before you serve it.
 
     Instances are immutable and hashable, hold no tensor, and work under every compiler of the three backends. They are
-    callable, so that one can be handed to Keras as the constraint of a variable: Keras then projects the kernel inside
+    callable, so that one can be handed to Keras as the constraint of a variable: Keras then projects the weight inside
     the compiled step, right after the optimizer's update.
+
+    To write your own, derive from this class, `ReshapedKernel` or `ComputedKernel`, and register the class with
+    `keras.saving.register_keras_serializable`, so that models which use it can be loaded.
+
+    Args:
+        norm: What the norm of the kernel as a matrix may be. A layer sets it by `bind`.
+        geometry: What a convolution does with its kernel, or None for a dense layer. A layer sets it by `bind`.
     """
 
+    norm: float = 1.0
+    geometry: ConvolutionGeometry | None = dataclasses.field(default=None, repr=False, kw_only=True)
+
+    @property
+    def constraint(self) -> Self | None:
+        """What Keras applies to the weight after each update, or None where every weight is allowed."""
+        return self
+
+    @property
+    def computes_kernel(self) -> bool:
+        """Whether the kernel is computed from the weight, rather than stored."""
+        return type(self).kernel is not Parametrization.kernel
+
+    def bind(self, norm: float, geometry: ConvolutionGeometry | None = None) -> Self:
+        """Returns the parametrization of one layer.
+
+        Args:
+            norm: The Lipschitz constant of the layer.
+            geometry: What a convolution does with its kernel, or None for a dense layer.
+
+        Raises:
+            ValueError: If kernels of such a layer cannot be parametrized like this.
+        """
+        if geometry is not None:
+            raise ValueError(
+                f"Invalid value for argument `parametrization`. {type(self).__name__} is one of dense layers: the norm "
+                "of a convolution is not that of its kernel as a matrix. Expected one that has both, such as 'polar'. "
+                f"Received: parametrization={self}"
+            )
+        return dataclasses.replace(self, norm=norm)
+
+    def weight_shape(self, kernel_shape: Shape) -> Shape:
+        """Returns the shape of the weight that a kernel of that shape is computed from."""
+        return kernel_shape
+
+    def kernel(self, weight: Tensor, kernel_shape: Shape) -> Tensor:
+        """Returns the kernel that `weight` stands for; where it is computed, in float32 at least."""
+        return weight
+
     @abc.abstractmethod
-    def project(self, kernel: Tensor) -> Tensor:
-        """Returns the allowed kernel that belongs to `kernel`, which may be any, in its shape and dtype."""
+    def project(self, weight: Tensor) -> Tensor:
+        """Returns the allowed weight that belongs to `weight`, which may be any, in its shape and dtype."""
 
     def start(self, initializer: Any, shape: Shape, dtype: Any = None) -> Tensor:
-        """Returns the allowed kernel that a Keras initializer leads to."""
+        """Returns the allowed weight that a Keras initializer leads to."""
         return self.project(initializer(shape, dtype=dtype))
 
-    def retract(self, kernel: Tensor) -> Tensor:
-        """Returns the same, and is fast where `kernel` was allowed before an optimizer moved it a little."""
-        return self.project(kernel)
+    def retract(self, weight: Tensor) -> Tensor:
+        """Returns the same, and is fast where `weight` was allowed before an optimizer moved it a little."""
+        return self.project(weight)
 
     @abc.abstractmethod
-    def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
-        """Returns the part of `gradient` along which an allowed `kernel` can move and stay allowed, to first order."""
+    def tangent_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Returns the part of `gradient` along which an allowed `weight` can move and stay allowed, to first order."""
 
     def tangent_matmul(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        """Returns `inputs @ kernel`, computed in the dtype of `inputs`, with a tangent gradient for the kernel.
+        """Returns `inputs @ kernel`, computed in the dtype of `inputs`, with a tangent gradient for a stored kernel.
 
         Args:
             inputs: Tensor of shape `(batch, ..., features)`.
@@ -43,8 +95,53 @@ class Parametrization(abc.ABC):
         """
         return ops.matmul(inputs, ops.cast(with_tangent_gradient(self, kernel), inputs.dtype))
 
-    def __call__(self, kernel: Tensor) -> Tensor:
-        return self.retract(kernel)
+    def __call__(self, weight: Tensor) -> Tensor:
+        return self.retract(weight)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the arguments without those that the layer which is loaded sets again."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("norm", "geometry")]
+        return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        return cls(**config)
+
+
+class ReshapedKernel(Parametrization):
+    """A parametrization that constrains the matrix which has the last axis of the kernel as columns.
+
+    For a convolution `norm` is divided by the factor that leads from that matrix to the operator.
+    """
+
+    @property
+    def groups(self) -> int | None:
+        """As in `ConvolutionGeometry`."""
+        return 1 if self.geometry is None else self.geometry.groups
+
+    def bind(self, norm: float, geometry: ConvolutionGeometry | None = None) -> Self:
+        factor = 1.0
+        if geometry is not None:
+            factor = reshaped_kernel_factor(geometry.kernel_size, geometry.strides, geometry.dilation_rate)
+        return dataclasses.replace(self, norm=norm / factor, geometry=geometry)
+
+
+class ComputedKernel(Parametrization):
+    """Kernels that are computed from a weight that may be anything, so that no update has to be undone."""
+
+    @property
+    def constraint(self) -> None:
+        return None
+
+    @abc.abstractmethod
+    def kernel(self, weight: Tensor, kernel_shape: Shape) -> Tensor:
+        """Returns the kernel, differentiable in `weight`, in float32 at least."""
+
+    def project(self, weight: Tensor) -> Tensor:
+        return weight
+
+    def tangent_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def with_tangent_gradient(parametrization: Parametrization, kernel: Tensor) -> Tensor:
@@ -53,6 +150,8 @@ def with_tangent_gradient(parametrization: Parametrization, kernel: Tensor) -> T
     The optimizer's moments then hold no component that the projection would remove again, which is what makes a cheap
     projection train as well as an exact one.
     """
+    if parametrization.constraint is None:
+        return kernel
 
     @ops.custom_gradient
     def identity(value: Tensor) -> tuple[Tensor, Any]:
@@ -72,9 +171,37 @@ def upstream_gradient(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tens
     return args[-1] if upstream is None else upstream
 
 
-def as_matrix(kernel: Tensor) -> Tensor:
-    """Returns the matrix with the last axis as columns, in float32 or float64."""
-    return ops.reshape(in_float32(kernel), (-1, kernel.shape[-1]))
+def as_matrix(kernel: Tensor, groups: int | None = 1) -> Tensor:
+    """Returns the matrix with the last axis as columns, in float32 or float64, or a stack of the matrices of groups.
+
+    Args:
+        kernel: Tensor of any rank.
+        groups: Number of groups that the last axis is split into, or None where the axis before it counts them.
+
+    Returns:
+        Tensor of shape `(rows, columns)` for one group, and else `(groups, rows, columns)`.
+    """
+    kernel = in_float32(kernel)
+    if groups == 1:
+        return ops.reshape(kernel, (-1, kernel.shape[-1]))
+    shape = (-1, *kernel.shape[-2:]) if groups is None else (-1, groups, kernel.shape[-1] // groups)
+    return ops.transpose(ops.reshape(kernel, shape), (1, 0, 2))
+
+
+def from_matrix(matrix: Tensor, shape: Shape) -> Tensor:
+    """Undoes `as_matrix`."""
+    return ops.reshape(matrix if len(matrix.shape) == 2 else ops.transpose(matrix, (1, 0, 2)), shape)
+
+
+def transpose(matrix: Tensor) -> Tensor:
+    """Returns the transpose of a matrix, or those of a stack."""
+    return ops.transpose(matrix) if len(matrix.shape) == 2 else ops.swapaxes(matrix, -1, -2)
+
+
+def gram_matrix(matrix: Tensor) -> Tensor:
+    """Returns the Gram matrix of the smaller side of a matrix, or those of a stack."""
+    wide = matrix.shape[-2] < matrix.shape[-1]
+    return ops.matmul(matrix, transpose(matrix)) if wide else ops.matmul(transpose(matrix), matrix)
 
 
 def in_float32(tensor: Tensor) -> Tensor:

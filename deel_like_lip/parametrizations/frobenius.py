@@ -1,15 +1,19 @@
 """Kernels of a given Frobenius norm."""
 
 import dataclasses
+from typing import Self
 
 from keras import ops
 
+from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
-from deel_like_lip.parametrizations.base import Parametrization, in_float32
+from deel_like_lip.parametrizations.base import ReshapedKernel, in_float32
+from deel_like_lip.parametrizations.convolution import ConvolutionGeometry
 
 
+@register
 @dataclasses.dataclass(frozen=True)
-class Frobenius(Parametrization):
+class Frobenius(ReshapedKernel):
     """Kernels whose Frobenius norm is `norm`, as a whole or for each output (the last axis) by itself.
 
     A kernel of zeros has no direction and is left as it is.
@@ -19,8 +23,16 @@ class Frobenius(Parametrization):
         per_output: Whether every slice along the last axis has that norm, rather than the whole kernel.
     """
 
-    norm: float
     per_output: bool = False
+
+    def bind(self, norm: float, geometry: ConvolutionGeometry | None = None) -> Self:
+        if self.per_output:
+            raise ValueError(
+                "Invalid value for argument `parametrization`. Expected one that bounds the layer as a whole, but that "
+                "bounds each output by itself. Use `FrobeniusDense(disjoint_neurons=True)` if that is what you want. "
+                f"Received: parametrization={self}"
+            )
+        return super().bind(norm, geometry)
 
     def project(self, kernel: Tensor) -> Tensor:
         value = in_float32(kernel)

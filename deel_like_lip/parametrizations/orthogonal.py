@@ -7,7 +7,6 @@ needs one step. The number of steps adapts to the move, so that no learning rate
 orthogonal.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +15,24 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.parametrizations.base import Parametrization, as_matrix, probe, upstream_gradient
+from deel_like_lip.parametrizations.base import (
+    ReshapedKernel,
+    as_matrix,
+    from_matrix,
+    gram_matrix,
+    probe,
+    transpose,
+    upstream_gradient,
+)
 
 # A step leaves singular values of at least 1 - 3/8 e^2, where e = |W^T W - I| before it. So stopping after a step that
 # found e below the first leaves less than 6e-4. In training, where the next update undoes the digits that a second step
 # would add, stopping below the other leaves about 1e-2 at worst, and less than 1e-4 once
 # updates are a tenth of that.
 _CLOSE_ENOUGH = 0.04
-_CLOSE_ENOUGH_IN_TRAINING = 0.1
+CLOSE_ENOUGH_IN_TRAINING = 0.1
 # From a smallest singular value of 1e-7 of the largest, growth by 1.5 a step takes 40 steps.
 _MAX_STEPS = 60
 # Beyond this e a kernel is brought near by Polar Express.
@@ -42,21 +50,19 @@ _POLAR_EXPRESS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Orthogonal(Parametrization):
+@register
+class Orthogonal(ReshapedKernel):
     """Kernels whose singular values are all `norm`.
 
-    A kernel of any rank stands for the matrix with its last axis as columns. A matrix with at least as many rows as
-    columns has orthogonal columns, a wider one orthogonal rows.
+    A kernel of any rank stands for the matrix with its last axis as columns, or for one such matrix for each group of a
+    convolution. A matrix with at least as many rows as columns has orthogonal columns, a wider one orthogonal rows.
 
     Args:
         norm: The value of all singular values.
     """
 
-    norm: float = 1.0
-
     def start(self, initializer: Any, shape: Shape, dtype: Any = None) -> Tensor:
-        if type(initializer) is keras.initializers.Orthogonal and initializer.gain == 1:
+        if type(initializer) is keras.initializers.Orthogonal and initializer.gain == 1 and self.groups == 1:
             # What it returns needs no projection. On torch its columns lie in one piece; training wants rows.
             return ops.reshape(ops.reshape(initializer(shape, dtype=dtype) * self.norm, (-1,)), shape)
         return super().start(initializer, shape, dtype)
@@ -65,16 +71,11 @@ class Orthogonal(Parametrization):
         return self._by_matrix(orthogonalize, kernel)
 
     def retract(self, kernel: Tensor) -> Tensor:
-        return self._by_matrix(functools.partial(retract, close_enough=_CLOSE_ENOUGH_IN_TRAINING), kernel)
+        return self._by_matrix(functools.partial(retract, close_enough=CLOSE_ENOUGH_IN_TRAINING), kernel)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
-        matrix, direction = as_matrix(kernel), as_matrix(gradient)
-        wide = matrix.shape[0] < matrix.shape[1]
-        left, right = (direction, ops.transpose(matrix)) if wide else (ops.transpose(matrix), direction)
-        inner = ops.matmul(left, right)
-        normal = (inner + ops.transpose(inner)) * (0.5 / self.norm**2)
-        removed = ops.matmul(normal, matrix) if wide else ops.matmul(matrix, normal)
-        return ops.cast(ops.reshape(direction - removed, gradient.shape), gradient.dtype)
+        matrix, direction = as_matrix(kernel, self.groups), as_matrix(gradient, self.groups)
+        return ops.cast(from_matrix(tangent(matrix, direction, self.norm), gradient.shape), gradient.dtype)
 
     def tangent_matmul(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Returns `inputs @ kernel`; the gradient that reaches the kernel is tangent.
@@ -127,18 +128,34 @@ class Orthogonal(Parametrization):
 
     def _by_matrix(self, function: Callable[[Tensor, float], Tensor], kernel: Tensor) -> Tensor:
         kernel = ops.convert_to_tensor(kernel)
-        return ops.cast(ops.reshape(function(as_matrix(kernel), self.norm), kernel.shape), kernel.dtype)
+        matrix = function(as_matrix(kernel, self.groups), self.norm)
+        return ops.cast(from_matrix(matrix, kernel.shape), kernel.dtype)
+
+
+def tangent(matrix: Tensor, direction: Tensor, norm: float = 1.0) -> Tensor:
+    """Returns the part of a direction along which an orthogonal matrix stays orthogonal, to first order.
+
+    Args:
+        matrix: Tensor of shape `(..., rows, columns)` whose singular values are `norm`.
+        direction: Tensor of the same shape.
+        norm: The value of all singular values.
+    """
+    wide = matrix.shape[-2] < matrix.shape[-1]
+    left, right = (direction, transpose(matrix)) if wide else (transpose(matrix), direction)
+    inner = ops.matmul(left, right)
+    normal = (inner + transpose(inner)) * (0.5 / norm**2)
+    return direction - _times(matrix, normal)
 
 
 def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOUGH) -> Tensor:
     """Returns `norm` times the polar factor of a matrix, by Newton-Schulz steps until it is reached.
 
-    One step where the matrix is near. Every singular value of the result is at most `norm`, up to the rounding of the
-    dtype, and by default at least 1 - 1e-3 of it; where the matrix is singular, its zero singular values stay zero. Not
-    meant to be differentiated: on JAX it cannot be.
+    One step where the matrix is near; a stack goes on until each of its matrices is. Every singular value of the result
+    is at most `norm`, up to the rounding of the dtype, and by default at least 1 - 1e-3 of it; where the matrix is
+    singular, its zero singular values stay zero. Not meant to be differentiated: on JAX it cannot be.
 
     Args:
-        matrix: Tensor of shape `(rows, columns)`, float32 or float64.
+        matrix: Tensor of shape `(..., rows, columns)`, float32 or float64.
         norm: The value of all singular values.
         close_enough: The distance `|W^T W / norm^2 - I|` from which one step more is the last.
 
@@ -152,9 +169,9 @@ def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOU
     def newton_schulz(matrix: Tensor) -> tuple[Tensor, Tensor]:
         # With G = W^T W / norm^2: numbers and vectors only, but for G and the result. Memory that is touched for the
         # first time costs more than arithmetic.
-        gram = _gram(matrix)
+        gram = gram_matrix(matrix)
         unit = 1 / norm**2
-        size = gram.shape[0]
+        size = gram.shape[-1]
         squared_length = _dot(gram, gram) * unit**2
         trace = _dot(matrix, matrix) * unit
         from_identity = ops.sqrt(ops.maximum(squared_length - 2 * trace + size, 0.0))
@@ -177,14 +194,15 @@ def retract(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOU
     return loop[0]
 
 
-def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
+def orthogonalize(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOUGH) -> Tensor:
     """Returns the same as `retract`, of a matrix that may be far, by Polar Express and closing Newton-Schulz steps.
 
     A matrix whose smallest singular value is 1e-3 of the largest takes eight steps instead of twenty.
 
     Args:
-        matrix: Tensor of shape `(rows, columns)`, float32 or float64.
+        matrix: Tensor of shape `(..., rows, columns)`, float32 or float64.
         norm: The value of all singular values.
+        close_enough: As in `retract`.
 
     Returns:
         Tensor of the same shape and dtype.
@@ -192,46 +210,45 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
     Reference:
         Amsel, Persson, Musco and Gower, 2025, [The Polar Express](https://arxiv.org/abs/2505.16932)
     """
-    gram = _gram(matrix)
-    identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    gram = gram_matrix(matrix)
+    identity = ops.eye(gram.shape[-1], dtype=gram.dtype)
 
     def polar_express() -> Tensor:
-        bound = ops.max(ops.sum(ops.abs(gram), axis=1))
+        bound = ops.max(ops.sum(ops.abs(gram), axis=-1, keepdims=True), axis=-2, keepdims=True)
         near = matrix / ops.sqrt(ops.where(bound > 0, bound, 1.0))
         for first, third, fifth in _POLAR_EXPRESS:
-            square = _gram(near)
+            square = gram_matrix(near)
             near = _times(near, first * identity + ops.matmul(square, third * identity + fifth * square))
         return near * norm
 
     far = _largest_eigenvalue_estimate(gram, 1 / norm**2) > _FAR
-    return retract(ops.cond(far, polar_express, lambda: matrix), norm)
-
-
-def _gram(matrix: Tensor) -> Tensor:
-    """Returns the Gram matrix of the smaller side."""
-    transposed = ops.transpose(matrix)
-    wide = matrix.shape[0] < matrix.shape[1]
-    return ops.matmul(matrix, transposed) if wide else ops.matmul(transposed, matrix)
+    return retract(ops.cond(far, polar_express, lambda: matrix), norm, close_enough)
 
 
 def _times(matrix: Tensor, factor: Tensor) -> Tensor:
     """Multiplies the smaller side of a matrix."""
-    return ops.matmul(factor, matrix) if matrix.shape[0] < matrix.shape[1] else ops.matmul(matrix, factor)
+    return ops.matmul(factor, matrix) if matrix.shape[-2] < matrix.shape[-1] else ops.matmul(matrix, factor)
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Returns the sum of the products of the entries, without an intermediate tensor."""
-    return ops.dot(ops.reshape(left, (-1,)), ops.reshape(right, (-1,)))
+    """Returns the sum of the products of the entries, without an intermediate tensor where there is one matrix.
+
+    Of a stack there is one sum for each matrix, shape `(..., 1, 1)`.
+    """
+    if len(left.shape) == 2:
+        return ops.dot(ops.reshape(left, (-1,)), ops.reshape(right, (-1,)))
+    return ops.sum(left * right, axis=(-2, -1), keepdims=True)
 
 
 def _largest_eigenvalue_estimate(gram: Tensor, scale: Any) -> Tensor:
-    """Estimates the spectral norm of `scale * gram - I` from below, by three power iterations.
+    """Estimates the spectral norm of `scale * gram - I` from below, by three power iterations; the largest of a stack.
 
     It only decides when to stop, so it need not be a bound; a norm that it could miss would cost accuracy, not
     soundness.
     """
-    vector = ops.convert_to_tensor(probe(gram.shape[0]), dtype=gram.dtype)
+    vector = ops.convert_to_tensor(probe(gram.shape[-1]), dtype=gram.dtype)
     for _ in range(3):
         previous, vector = vector, ops.matmul(gram, vector) * scale - vector
     tiny = float(np.finfo("float32").tiny)
-    return ops.sqrt(ops.sum(vector * vector) / (ops.sum(previous * previous) + tiny))
+    ratio = ops.sum(vector * vector, axis=(-2, -1)) / (ops.sum(previous * previous, axis=(-2, -1)) + tiny)
+    return ops.sqrt(ratio if len(gram.shape) == 2 else ops.max(ratio))

@@ -155,7 +155,9 @@ def test_a_kernel_that_is_scaled_in_training_comes_back():
 
 def test_a_bound_without_orthogonality():
     """The largest singular value is held, within a fifth in each step and for good after the callback."""
-    model = keras.Sequential([keras.Input((32,)), *[layers.SpectralDense(32, orthogonal=False) for _ in range(2)]])
+    model = keras.Sequential(
+        [keras.Input((32,)), *[layers.SpectralDense(32, parametrization="spectral") for _ in range(2)]]
+    )
     norms = []
 
     class Watch(keras.callbacks.Callback):

@@ -14,7 +14,7 @@ layers = lip.layers
 # Name, how to make the layer, and the shape of one sample.
 CASES = {
     "SpectralDense": (lambda: layers.SpectralDense(6), (4,)),
-    "SpectralDense not orthogonal": (lambda: layers.SpectralDense(6, orthogonal=False), (4,)),
+    "SpectralDense spectral": (lambda: layers.SpectralDense(6, parametrization="spectral"), (4,)),
     "SpectralDense N-d": (lambda: layers.SpectralDense(6, use_bias=False, k_coef_lip=2.0), (3, 4)),
     "SpectralDense GroupSort2": (lambda: layers.SpectralDense(6, activation=layers.GroupSort2()), (4,)),
     "SpectralDense relu": (lambda: layers.SpectralDense(6, activation="relu"), (4,)),
@@ -44,6 +44,29 @@ CASES = {
     "ScaledL2NormPooling2D same": (lambda: layers.ScaledL2NormPooling2D(3, padding="same", k_coef_lip=0.5), (8, 5, 2)),
     "ScaledGlobalAveragePooling2D": (lambda: layers.ScaledGlobalAveragePooling2D(k_coef_lip=2.0), (8, 6, 2)),
     "ScaledGlobalL2NormPooling2D": (lambda: layers.ScaledGlobalL2NormPooling2D(keepdims=True), (8, 6, 2)),
+    "LipConv1D": (
+        lambda: layers.LipConv1D(6, 5, strides=3, padding="circular", groups=2, activation=layers.MaxMin()),
+        (9, 4),
+    ),
+    "LipConv3D": (lambda: layers.LipConv3D(4, (3, 2, 3), strides=2, padding="same"), (4, 6, 5, 2)),
+    "LipConv2DTranspose": (
+        lambda: layers.LipConv2DTranspose(4, (3, 4), strides=3, output_padding=1, activation=layers.MaxMin()),
+        (4, 3, 2),
+    ),
+    "LipConv2DTranspose circular": (
+        lambda: layers.LipConv2DTranspose(3, (5, 3), strides=2, padding="circular", parametrization="aoc"),
+        (4, 3, 6),
+    ),
+    "LipDepthwiseConv2D": (
+        lambda: layers.LipDepthwiseConv2D(3, strides=2, padding="circular", depth_multiplier=2, k_coef_lip=2.0),
+        (8, 6, 3),
+    ),
+    "LipConv2D aol": (lambda: layers.LipConv2D(6, 3, parametrization="aol", activation=layers.MaxMin()), (8, 6, 2)),
+    "LipConv2D aoc": (
+        lambda: layers.LipConv2D(6, 4, strides=2, padding="same", groups=2, parametrization="aoc", k_coef_lip=0.5),
+        (8, 6, 4),
+    ),
+    "LipConv2D operator norm": (lambda: layers.LipConv2D(6, 3, parametrization="operator_norm"), (8, 6, 2)),
     "PadConv2D": (lambda: layers.PadConv2D(6, 3, activation=layers.MaxMin()), (8, 6, 2)),
     "PadConv2D reflect": (lambda: layers.PadConv2D(6, (3, 5), padding="reflect", k_coef_lip=2.0), (8, 6, 2)),
     "PadConv2D symmetric": (
@@ -53,7 +76,23 @@ CASES = {
     "PadConv2D replicate": (lambda: layers.PadConv2D(6, 3, dilation_rate=2, groups=2, padding="edge"), (8, 6, 2)),
     "PadConv2D zeros": (lambda: layers.PadConv2D(6, 4, strides=3, padding="zeros"), (8, 6, 2)),
     "PadConv2D circular": (lambda: layers.PadConv2D(6, 3, padding="circular"), (8, 6, 2)),
+    "PadConv2D aol": (
+        lambda: layers.PadConv2D(6, 3, padding="symmetric", parametrization="aol"),
+        (8, 6, 2),
+    ),
+    "PadConv2D aoc": (
+        lambda: layers.PadConv2D(6, 3, padding="reflect", parametrization="aoc", k_coef_lip=0.5),
+        (8, 6, 2),
+    ),
 }
+WITH_KERNELS = (
+    keras.layers.Dense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv2DTranspose,
+    keras.layers.DepthwiseConv2D,
+)
 every_case = pytest.mark.parametrize(("make", "shape"), CASES.values(), ids=CASES.keys())
 
 
@@ -110,8 +149,7 @@ def test_not_a_weight_more_than_the_keras_layer(make, shape):
     layer = model_of(make, shape).layers[0]
     if not layer.weights:
         return
-    keras_class = keras.layers.Dense if isinstance(layer, keras.layers.Dense) else keras.layers.Conv2D
-    assert isinstance(layer, keras_class)
+    assert isinstance(layer, WITH_KERNELS)
     assert [weight.name for weight in layer.variables] == ["kernel", "bias"][: 1 + layer.use_bias]
 
 

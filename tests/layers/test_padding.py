@@ -88,6 +88,21 @@ def test_random_kernels_and_their_certificates(mode, rng):
         assert bound <= min(0.5, exact) * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("parametrization", ["aoc", "aol"])
+def test_parametrizations_that_know_the_norm_of_the_convolution(parametrization):
+    for mode, copies in (("constant", 1), ("reflect", 2), ("symmetric", 2), ("replicate", 3)):
+        layer = layers.PadConv2D(4, 5, padding=mode, parametrization=parametrization, k_coef_lip=2.0)
+        model = keras.Sequential([keras.Input((12, 12, 2)), layer])
+        assert layer.parametrization.norm == pytest.approx(2 / copies)  # the root of the copies on both axes
+        exact = operator_norm(padded_operator(mode, to_numpy(layer.kernel), 12, 1, 1))
+        assert exact <= lip.certify(model).lipschitz_constant * (1 + 1e-9)
+        assert lip.certify(model).lipschitz_constant <= 2 * (1 + 1e-5)
+    with pytest.raises(ValueError, match="larger than the window"):
+        # The middle of three values has a copy on both sides.
+        layers.PadConv2D(4, 5, padding="symmetric", parametrization=parametrization).build((None, 3, 12, 2))
+    layers.PadConv2D(4, 5, padding="symmetric").build((None, 3, 12, 2))
+
+
 def test_the_gradient_is_that_of_the_operator(rng):
     for mode in ("reflect", "replicate"):
         layer = layers.PadConv2D(3, 5, padding=mode, use_bias=False)

@@ -1,0 +1,221 @@
+"""What all convolution layers have: padding, circular padding included, and what they compute in each mode."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from deel_like_lip import parametrizations
+from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip.layers.base import ConstrainedKernel
+from deel_like_lip.parametrizations import ConvolutionGeometry
+
+_PADDINGS = ("valid", "same", "circular")
+_AXIS_NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
+
+
+class _Convolution(keras.layers.Layer):
+    """Computes what the Keras layer after it in the method order does, for any padding. It comes right before it."""
+
+    rank: int
+    kernel_size: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation_rate: tuple[int, ...]
+    padding: str
+    data_format: str
+    use_bias: bool
+    activation: Any
+
+    def call(self, inputs: Tensor) -> Tensor:
+        padding = self.padding
+        if padding == "circular":
+            self._check_circular(inputs.shape)
+            for axis, (before, after) in zip(self._spatial_axes, self._circular_pads, strict=True):
+                inputs = _wrap_by_slices(inputs, axis, before, after)
+            padding = "valid"
+        outputs = self._convolve(inputs, self.kernel, padding)
+        if self.use_bias:
+            ones = (1,) * self.rank
+            shape = (1, *ones, -1) if self.data_format == "channels_last" else (1, -1, *ones)
+            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _convolve(self, inputs: Tensor, kernel: Tensor, padding: str) -> Tensor:
+        """Applies the kernel to inputs that are padded already where the padding is circular."""
+        return ops.conv(
+            inputs,
+            kernel,
+            strides=list(self.strides),
+            padding=padding,
+            dilation_rate=self.dilation_rate,
+            data_format=self.data_format,
+        )
+
+    @property
+    def _spatial_axes(self) -> range:
+        return range(1, self.rank + 1) if self.data_format == "channels_last" else range(2, self.rank + 2)
+
+    @property
+    def _axis_names(self) -> str:
+        return " and ".join(_AXIS_NAMES[self.rank])
+
+    @property
+    def _channel_axis(self) -> int:
+        return -1 if self.data_format == "channels_last" else 1
+
+    @property
+    def _extents(self) -> list[int]:
+        """How many positions a window reaches over, along each axis."""
+        return [(taps - 1) * dilation + 1 for taps, dilation in zip(self.kernel_size, self.dilation_rate, strict=True)]
+
+    @property
+    def _circular_pads(self) -> list[tuple[int, int]]:
+        """How many rows and columns are repeated before and after, so that each axis shrinks by its stride exactly."""
+        totals = [max(extent - stride, 0) for extent, stride in zip(self._extents, self.strides, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+
+    @property
+    def _circular_multiples(self) -> Sequence[int]:
+        """What the sizes of a circular input have to be multiples of."""
+        return self.strides
+
+    def _check_circular(self, input_shape: Shape) -> None:
+        names = self._axis_names
+        pads = self._circular_pads
+        for axis, multiple, (before, after) in zip(self._spatial_axes, self._circular_multiples, pads, strict=True):
+            size = input_shape[axis]
+            if size is None and multiple > 1:
+                raise ValueError(
+                    f"The {type(self).__name__} layer '{self.name}' has padding='circular' and "
+                    f"strides={self.strides}, so it must know the {names} of its input: give the model an `Input` of "
+                    f"fixed size, or use padding='same'. Received: input_shape={tuple(input_shape)}"
+                )
+            if size is not None and (size % multiple or max(before, after) > size):
+                raise ValueError(
+                    f"The {type(self).__name__} layer '{self.name}' with padding='circular' expects a {names} that "
+                    "are multiples of the strides and at least half the kernel size: other sizes do not wrap around, "
+                    f"and the constant would not hold. Received: input_shape={tuple(input_shape)}, "
+                    f"strides={self.strides}, kernel_size={self.kernel_size}, dilation_rate={self.dilation_rate}"
+                )
+
+
+class ConstrainedConvolution(ConstrainedKernel, _Convolution):
+    """A convolution layer of Keras with circular padding, a constrained kernel, and a fold.
+
+    Mixed in before the Keras layer that it specialises.
+
+    Args:
+        padding: `"valid"`, `"same"` or `"circular"`.
+        parametrization: How the kernel is constrained, by name or as an object.
+        **kwargs: The arguments of the Keras layer, and `k_coef_lip`.
+    """
+
+    _plain_class: type
+
+    def __init__(self, *args: Any, padding: Any, parametrization: Any, **kwargs: Any) -> None:
+        padding = padding.lower() if isinstance(padding, str) else padding
+        if padding not in _PADDINGS:
+            raise ValueError(
+                f"Invalid value for argument `padding` of {type(self).__name__}. Expected one of {_PADDINGS}: other "
+                f"ways to pad have a norm above 1. Received: padding={padding}"
+            )
+        # Keras's layers know no circular padding; what they compute before `build` does not depend on the padding.
+        super().__init__(*args, padding="same" if padding == "circular" else padding, **kwargs)
+        self.padding = padding
+        self.parametrization = parametrizations.get(parametrization)
+        self.parametrization = self.parametrization.bind(self._constant_of_kernel, self._geometry)
+
+    @property
+    def _geometry(self) -> ConvolutionGeometry:
+        return ConvolutionGeometry(self.kernel_size, self.strides, self.dilation_rate, self.groups, self.padding)
+
+    @property
+    def _constant_of_kernel(self) -> float:
+        """What the norm of the convolution by itself may be, without what comes before it."""
+        return self.k_coef_lip
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) != self.rank + 2:
+            names = ", ".join(_AXIS_NAMES[self.rank])
+            raise ValueError(
+                f"The {type(self).__name__} layer '{self.name}' expects a {self.rank + 2}D input, (batch, {names}, "
+                f"channels) or, with data_format='channels_first', (batch, channels, {names}). Received: "
+                f"input_shape={input_shape}"
+            )
+        if self.padding == "circular":
+            self._check_circular(input_shape)
+        geometry = dataclasses.replace(self._geometry, channels=self._channels(input_shape[self._channel_axis]))
+        self.parametrization = self.parametrization.bind(self._constant_of_kernel, geometry)
+        super().build(input_shape)
+
+    def _channels(self, inputs: Any) -> tuple[int, int]:
+        """Returns the `channels` of the geometry of a layer with as many input channels."""
+        return inputs // self.groups, self.filters // self.groups
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        if self.padding != "circular":
+            return super().compute_output_shape(input_shape)
+        self._check_circular(input_shape)
+        shape = list(input_shape)
+        for axis, stride in zip(self._spatial_axes, self.strides, strict=True):
+            shape[axis] = self._circular_size(shape[axis], stride)
+        shape[self._channel_axis] = self._output_channels(input_shape)
+        return tuple(shape)
+
+    def _circular_size(self, size: int | None, stride: int) -> int | None:
+        return None if size is None else size // stride
+
+    def _output_channels(self, input_shape: Shape) -> int | None:
+        filters: int = self.filters
+        return filters
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "parametrization": parametrizations.serialize(self.parametrization)}
+
+    def _plain_layer(self) -> Any:
+        config = self._plain_config()
+        if self.padding == "circular":
+            config["padding"] = "valid"
+        return self._plain_class(**config)
+
+    def _prepare_inputs(self, inputs: Tensor) -> Tensor:
+        if self.padding == "circular":
+            for axis, (before, after) in zip(self._spatial_axes, self._circular_pads, strict=True):
+                inputs = self._wrap_by_take(inputs, axis, before, after)
+        return inputs
+
+    def _wrap_by_take(self, inputs: Tensor, axis: int, before: int, after: int) -> Tensor:
+        """Does as `_wrap_by_slices`, as a single op that a reader of the graph recognises. Slower to differentiate."""
+        if not before and not after:
+            return inputs
+        size = inputs.shape[axis]
+        if size is None:
+            raise ValueError(
+                f"The layer '{self.name}' has padding='circular', which folds only where the {self._axis_names} of its "
+                f"input are known. Give the model an `Input` of fixed size. Received: input_shape={tuple(inputs.shape)}"
+            )
+        return ops.take(inputs, [index % size for index in range(-before, size + after)], axis=axis)
+
+
+def check_positive(value: Any, argument: str, owner: str) -> None:
+    """Raises if an argument that counts channels is not a positive integer."""
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ValueError(
+            f"Invalid value for argument `{argument}` of {owner}. Expected a positive integer. "
+            f"Received: {argument}={value}"
+        )
+
+
+def _wrap_by_slices(inputs: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """Repeats the last `before` and the first `after` entries of an axis around it."""
+    if not before and not after:
+        return inputs
+    everything = (slice(None),) * axis
+    parts = [inputs]
+    if before:
+        parts.insert(0, inputs[(*everything, slice(-before, None))])
+    if after:
+        parts.append(inputs[(*everything, slice(None, after))])
+    return ops.concatenate(parts, axis=axis)
