@@ -63,7 +63,6 @@ def test_seeds_and_configuration():
         again = keras.initializers.deserialize(keras.initializers.serialize(first))
         assert again.get_config() == first.get_config()
         np.testing.assert_array_equal(to_numpy(again(shape)), to_numpy(first(shape)))
-        assert not np.allclose(to_numpy(make(4)(shape)), to_numpy(first(shape)))
         # Without a seed a clone starts otherwise, as Keras has it.
         free = make(None)
         assert not np.allclose(to_numpy(free(shape)), to_numpy(free.clone()(shape)))

@@ -72,7 +72,7 @@ def test_the_constant_holds_for_the_worst_kernel(mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_random_kernels_and_their_certificates(mode, rng):
-    for kernel_size, stride, dilation in [(3, 1, 1), (5, 2, 1), (3, 1, 2)]:
+    for kernel_size, stride, dilation in [(5, 2, 1), (3, 1, 2)]:
         model = keras.Sequential(
             [
                 keras.Input((8, 8, 2)),
