@@ -239,11 +239,13 @@ def _padded_convolution(call: Call) -> Pattern | None:
     source, taken = call.inputs[0], dict[int, npt.NDArray[np.int64]]()
     while True:
         take = producer(source)
-        if take is None or not _is(take, "Take") or take.operation.axis not in spatial or take.operation.axis in taken:
+        if take is None or not _is(take, "Take") or len(take.inputs) > 1:
             break
         axis, indices = take.operation.axis, np.asarray(take.argument(1, "indices"))
-        size = take.input_shape[axis]
-        if indices.ndim != 1 or size is None or np.any(indices < -size) or np.any(indices >= size):
+        size = None if axis is None else take.input_shape[axis]
+        if axis not in spatial or axis in taken or indices.ndim != 1 or size is None:
+            break
+        if np.any(indices < -size) or np.any(indices >= size):
             break
         taken[axis] = indices % size
         source = take.inputs[0]
