@@ -244,7 +244,7 @@ class Convolution(Operator):
 
     @functools.cached_property
     def norm(self) -> float:
-        return up(grouped_convolution_bound(self.kernels, self.axes) + self.kernel_error)
+        return up(_convolution_norm(self.kernels.tobytes(), self.kernels.shape, self.axes) + self.kernel_error)
 
     @functools.cached_property
     def absolute_norm(self) -> float:
@@ -333,6 +333,12 @@ class PaddedConvolution(Operator):
 
     def apply(self, images: Array) -> Array:
         return (images.reshape(len(images), -1) @ self._matrix).reshape(len(images), *self.out_shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _convolution_norm(kernels: bytes, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> float:
+    """Returns the bound of a convolution, once for one that is applied several times in a row."""
+    return grouped_convolution_bound(np.frombuffer(kernels).reshape(shape), axes)
 
 
 # --- one after another, and in sums ----------------------------------------------------------------------------------

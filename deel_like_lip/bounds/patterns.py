@@ -17,8 +17,8 @@ from deel_like_lip._geometry import entries, largest_overlap
 from deel_like_lip.bounds.convolution import Axis
 from deel_like_lip.bounds.layer_rules import image_area, not_the_batch, window_overlap
 from deel_like_lip.bounds.operators import Convolution, PaddedConvolution, Pick, spatial_axes
-from deel_like_lip.bounds.rounding import FLOAT32_UNDERFLOW, product_up, root_up, up
-from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear
+from deel_like_lip.bounds.rounding import EPSILON, FLOAT32_UNDERFLOW, product_up, root_up, up
+from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear, weight
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D,
@@ -54,6 +54,7 @@ def match_pattern(call: Call) -> Pattern | None:
         _circular_transpose,
         _padded_convolution,
         _zero_padded_convolution,
+        _skew_series,
     )
     for matcher in matchers:
         pattern = matcher(call)
@@ -297,6 +298,95 @@ def _parts(call: Call) -> tuple[Effect, Convolution, list[Effect]]:
     linear_part, *activation = effects
     assert isinstance(linear_part.operator, Convolution)
     return linear_part, linear_part.operator, activation
+
+
+def _skew_series(call: Call) -> Pattern | None:
+    """`x + a_1 T x + a_2 T T x + ...`, a polynomial p of a skew-symmetric convolution T, such as a series of `exp(T)`.
+
+    T is a normal operator with eigenvalues `i s`, where `|s|` is at most its norm, so the norm of `p(T)` is the largest
+    `|p(i s)|`.
+    """
+    links: list[_Link] = []
+    current: Call | None = call
+    while current is not None and _is(current, "Add") and len(current.inputs) == 2:
+        total, term = current.inputs
+        if links and term is not links[-1].source:
+            return None
+        link = _skew_link(term)
+        if link is None or (links and link.layer is not links[-1].layer):
+            return None
+        links.append(link)
+        if link.source is total:
+            coefficients = [1.0]
+            for each in reversed(links):
+                coefficients.append(coefficients[-1] * each.factor)
+            norm = max(each.operator.norm for each in links)
+            constant = _largest_on_imaginary_axis(coefficients, norm)
+            return Pattern(total, [Effect(constant, roundings=None)], "series of a skew-symmetric convolution")
+        current = producer(total)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Link:
+    """A tensor that is `factor` times a convolution, without a bias, of another.
+
+    Attributes:
+        source: The other tensor.
+        layer: The plain layer.
+        operator: The convolution, circular where the source is continued periodically.
+        factor: The factor.
+    """
+
+    source: Any
+    layer: Any
+    operator: Convolution
+    factor: float
+
+
+def _skew_link(tensor: Any) -> _Link | None:
+    """Returns how a tensor is computed by a skew-symmetric convolution, or None."""
+    call, factor = producer(tensor), 1.0
+    if call is not None and _is(call, "Divide", "TrueDivide") and len(call.inputs) == 1:
+        divisor = call.argument(1, "x2")
+        if not isinstance(divisor, (int, float)) or divisor == 0:
+            return None
+        factor, call = 1 / divisor, producer(call.inputs[0])
+    if call is None or not _is(call, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D):
+        return None
+    layer = call.operation
+    if layer.use_bias or layer.activation is not keras.activations.linear or max(layer.strides) > 1:
+        return None
+    kernels = np.stack(np.split(weight(call, layer.kernel), layer.groups, axis=-1))
+    mirrored = np.flip(kernels, tuple(range(1, kernels.ndim - 2))).swapaxes(-1, -2)
+    if mirrored.shape != kernels.shape or np.any(mirrored != -kernels):
+        return None
+    pattern = _circular_convolution(call)
+    effects = apply_rule(call) if pattern is None else pattern.effects
+    assert not isinstance(effects, Combination)
+    (effect,) = effects
+    operator = effect.operator
+    assert isinstance(operator, Convolution)
+    # Tap t of output o meets input `o + d (t - (k - 1) / 2)`, and tap `k - 1 - t` of that output meets o: their entries
+    # are opposite, also where both are cut off.
+    centred = all(2 * axis.before == axis.dilation * (axis.taps - 1) for axis in operator.axes)
+    if not centred or any(axis.size != axis.outputs for axis in operator.axes):
+        return None
+    return _Link(call.inputs[0] if pattern is None else pattern.source, layer, operator, factor)
+
+
+def _largest_on_imaginary_axis(coefficients: Sequence[float], limit: float) -> float:
+    """Returns an upper bound of `|sum_j a_j (i s)^j|` for all real s up to a limit, which is the same for -s.
+
+    On a grid, and with what the derivative, at most `sum_j j |a_j| limit^(j - 1)`, allows up to its nearest point.
+    """
+    points = 2**16
+    grid = 1j * np.linspace(0.0, limit, points + 1)
+    largest = float(np.max(np.abs(np.polynomial.polynomial.polyval(grid, coefficients))))
+    sizes = [abs(value) * max(limit, 1.0) ** power for power, value in enumerate(coefficients)]
+    slope = sum(power * size for power, size in enumerate(sizes))
+    rounding = EPSILON * (16 * len(coefficients) + 16) * sum(sizes)
+    return up((largest + slope * limit / points + rounding) * (1 + 16 * EPSILON))
 
 
 def producer(tensor: Any) -> Call | None:

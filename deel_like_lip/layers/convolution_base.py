@@ -1,16 +1,17 @@
 """What all convolution layers have: padding, circular padding included, and what they compute in each mode."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from deel_like_lip import parametrizations
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.layers.base import ConstrainedKernel
-from deel_like_lip.parametrizations import ConvolutionGeometry
+from deel_like_lip.layers.base import ConstrainedKernel, fold_activation, scaled
+from deel_like_lip.parametrizations import SOC, ConvolutionGeometry
 
 _PADDINGS = ("valid", "same", "circular")
 _AXIS_NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -29,18 +30,22 @@ class _Convolution(keras.layers.Layer):
     activation: Any
 
     def call(self, inputs: Tensor) -> Tensor:
+        outputs = self._apply(inputs, self.kernel)
+        if self.use_bias:
+            ones = (1,) * self.rank
+            shape = (1, *ones, -1) if self.data_format == "channels_last" else (1, -1, *ones)
+            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
+        return outputs if self.activation is None else self.activation(outputs)
+
+    def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Computes the outputs without bias and activation."""
         padding = self.padding
         if padding == "circular":
             self._check_circular(inputs.shape)
             for axis, (before, after) in zip(self._spatial_axes, self._circular_pads, strict=True):
                 inputs = _wrap_by_slices(inputs, axis, before, after)
             padding = "valid"
-        outputs = self._convolve(inputs, self.kernel, padding)
-        if self.use_bias:
-            ones = (1,) * self.rank
-            shape = (1, *ones, -1) if self.data_format == "channels_last" else (1, -1, *ones)
-            outputs = ops.add(outputs, ops.reshape(self.bias, shape))
-        return outputs if self.activation is None else self.activation(outputs)
+        return self._convolve(inputs, kernel, padding)
 
     def _convolve(self, inputs: Tensor, kernel: Tensor, padding: str) -> Tensor:
         """Applies the kernel to inputs that are padded already where the padding is circular."""
@@ -154,6 +159,20 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         """Returns the `channels` of the geometry of a layer with as many input channels."""
         return inputs // self.groups, self.filters // self.groups
 
+    def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        if not isinstance(self.parametrization, SOC):
+            return super()._apply(inputs, kernel)
+        axis, count = self._channel_axis % len(inputs.shape), kernel.shape[-1]
+        missing = [(0, count - size if index == axis else 0) for index, size in enumerate(inputs.shape)]
+        if inputs.shape[axis] < count:
+            inputs = ops.pad(inputs, missing)
+        outputs = self.parametrization.exponential(
+            lambda term: super(ConstrainedConvolution, self)._apply(term, kernel), inputs
+        )
+        if self.filters < count:
+            outputs = outputs[(*(slice(None),) * axis, slice(self.filters))]
+        return scaled(outputs, self.parametrization.norm)
+
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         if self.padding != "circular":
             return super().compute_output_shape(input_shape)
@@ -179,6 +198,44 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         if self.padding == "circular":
             config["padding"] = "valid"
         return self._plain_class(**config)
+
+    def fold(self) -> Callable[[Tensor], Tensor]:
+        if not self.built or not isinstance(self.parametrization, SOC):
+            return super().fold()
+        # Convolutions of one tap select channels: they fill up the inputs with zeros, and leave out outputs.
+        kernel, series = ops.convert_to_numpy(self.kernel), self.parametrization
+        inputs, count = self.input_spec.axes[self._channel_axis], kernel.shape[-1]
+        first = self._plain_conv(count, 1, [np.eye(inputs, count)]) if inputs < count else None
+        step = self._plain_conv(count, self.kernel_size, [kernel])
+        bias = [ops.convert_to_numpy(self.bias)] if self.use_bias else []
+        last = None
+        if self.filters < count or series.norm != 1 or bias:
+            last = self._plain_conv(self.filters, 1, [series.norm * np.eye(count, self.filters), *bias])
+        activation = fold_activation(self.activation)
+
+        def folded(inputs: Tensor) -> Tensor:
+            inputs = inputs if first is None else first(inputs)
+            outputs = series.exponential(lambda term: step(self._prepare_inputs(term)), inputs)
+            return activation(outputs if last is None else last(outputs))
+
+        return folded
+
+    def _plain_conv(self, filters: int, kernel_size: Any, weights: list[Any]) -> Callable[[Tensor], Tensor]:
+        """Returns a plain convolution with other channels and taps, and with these weights."""
+        config = {**self._plain_config(), "filters": filters, "kernel_size": kernel_size, "use_bias": len(weights) > 1}
+        config["padding"] = "valid" if self.padding == "circular" else self.padding
+        if kernel_size == 1:
+            config.update(dilation_rate=1, groups=1, name=None)
+        plain = self._plain_class(**config)
+        weights[0] = weights[0].reshape(*plain.kernel_size, -1, filters)
+
+        def call(inputs: Tensor) -> Tensor:
+            if not plain.built:
+                plain.build(inputs.shape)
+                plain.set_weights(weights)
+            return plain(inputs)
+
+        return call
 
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         if self.padding == "circular":

@@ -68,13 +68,19 @@ class SpectralDense(_ConstrainedDense):
     Args:
         units: Positive integer, the number of outputs.
         activation: Activation with a Lipschitz constant of at most 1, by name or as an object, such as `GroupSort2()`.
-        parametrization: How the kernel is constrained, by name or as an object: `"polar"`, orthogonal as above, or
-            `"spectral"`, where only the largest singular value is `k_coef_lip`: a step costs about what a plain one
-            does, and gradients may fade. During training that norm is an estimate that the true one exceeds by up to a
-            fifth; `RenormalizeCallback` makes it hold before validation and at the end of each epoch, and `certify`
-            never relies on it.
+        parametrization: How the kernel is constrained, by name or as an object:
+
+            - `"polar"`: orthogonal, as above.
+            - `"bro"`, `"cayley"`, `"cholesky"`, `"exponential"`: orthogonal, and computed from a weight that may be
+              anything, in inference as well: fold the model before you serve it.
+            - `"aol"`: computed likewise, of norm at most `k_coef_lip`.
+            - `"spectral"`: only the largest singular value is `k_coef_lip`. A step costs about what a plain one does,
+              and gradients may fade. During training that norm is an estimate that the true one exceeds by up to a
+              fifth; `RenormalizeCallback` makes it hold before validation and at the end of each epoch, and `certify`
+              never relies on it.
         use_bias: Whether the layer adds a bias.
-        kernel_initializer: Initializer of the stored kernel; what it returns is made orthogonal.
+        kernel_initializer: Initializer of the stored kernel, or of the weight that the kernel is computed from; what
+            it returns is made orthogonal.
         bias_initializer: Initializer of the bias.
         kernel_regularizer: Regularizer of the stored kernel.
         bias_regularizer: Regularizer of the bias.
@@ -95,8 +101,8 @@ class SpectralDense(_ConstrainedDense):
         (32, 64)
 
     Raises:
-        ValueError: If `units` is not a positive integer, `k_coef_lip` is not positive and finite, or the activation's
-            constant is above 1 or unknown.
+        ValueError: If `units` is not a positive integer, `k_coef_lip` is not positive and finite, the parametrization
+            is unknown or not one of dense layers, or the activation's constant is above 1 or unknown.
 
     Reference:
         - Anil, Lucas and Grosse, 2019, [Sorting out Lipschitz function approximation](https://arxiv.org/abs/1811.05381)

@@ -11,18 +11,27 @@ from deel_like_lip.parametrizations.base import (
     ReshapedKernel,
     with_tangent_gradient,
 )
+from deel_like_lip.parametrizations.cayley import Cayley
+from deel_like_lip.parametrizations.cholesky import BlockReflector, CholeskyQR
 from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, operator_factor, reshaped_kernel_factor
+from deel_like_lip.parametrizations.exponential import Exponential
 from deel_like_lip.parametrizations.frobenius import Frobenius
 from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal, orthogonalize, retract
 from deel_like_lip.parametrizations.registry import get, serialize
+from deel_like_lip.parametrizations.soc import SOC
 from deel_like_lip.parametrizations.spectral import Spectral
 
 __all__ = [
     "AOC",
     "AOL",
+    "SOC",
+    "BlockReflector",
+    "Cayley",
+    "CholeskyQR",
     "ComputedKernel",
     "ConvolutionGeometry",
+    "Exponential",
     "Frobenius",
     "OperatorNorm",
     "Orthogonal",

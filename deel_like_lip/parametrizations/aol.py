@@ -19,7 +19,7 @@ from deel_like_lip.parametrizations.convolution import (
 )
 
 # Keeps sums away from zero, where their root has no derivative. It makes the norm smaller, never larger.
-_TINY = 1e-20
+_TINY = 1e-12
 
 
 @register

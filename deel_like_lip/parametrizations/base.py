@@ -62,11 +62,11 @@ class Parametrization(abc.ABC):
             )
         return dataclasses.replace(self, norm=norm)
 
-    def weight_shape(self, kernel_shape: Shape) -> Shape:
+    def weight_shape(self, kernel_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns the shape of the weight that a kernel of that shape is computed from."""
         return kernel_shape
 
-    def kernel(self, weight: Tensor, kernel_shape: Shape) -> Tensor:
+    def kernel(self, weight: Tensor, kernel_shape: tuple[int, ...]) -> Tensor:
         """Returns the kernel that `weight` stands for; where it is computed, in float32 at least."""
         return weight
 
@@ -134,7 +134,7 @@ class ComputedKernel(Parametrization):
         return None
 
     @abc.abstractmethod
-    def kernel(self, weight: Tensor, kernel_shape: Shape) -> Tensor:
+    def kernel(self, weight: Tensor, kernel_shape: tuple[int, ...]) -> Tensor:
         """Returns the kernel, differentiable in `weight`, in float32 at least."""
 
     def project(self, weight: Tensor) -> Tensor:

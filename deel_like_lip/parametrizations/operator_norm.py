@@ -54,20 +54,10 @@ class OperatorNorm(Parametrization):
         return dataclasses.replace(self, norm=norm, geometry=geometry)
 
     def project(self, kernel: Tensor) -> Tensor:
-        kernels = self._at_stride_one(kernel)
-        degrees = [size // 2 for size in kernels.shape[1:-2]]
-        # For unit vectors u and v, u* K(w) v is, up to a phase, a trigonometric polynomial of these degrees d; between
-        # n points of an axis it exceeds its largest value on them by at most 1 / cos(pi d / n).
-        points = [_points(degree, _POINTS) for degree in degrees]
-        slack = math.prod(1 / math.cos(math.pi * degree / count) for degree, count in zip(degrees, points, strict=True))
-        bound = ops.max(norm_above(_symbols(kernels, points))) * (slack * _ROUNDING)
-        return divided(kernel, bound, self.norm)
+        return divided(kernel, convolution_norm_above(self._at_stride_one(kernel)), self.norm)
 
     def retract(self, kernel: Tensor) -> Tensor:
-        kernels = self._at_stride_one(kernel)
-        points = [_points(size // 2, _POINTS_IN_TRAINING) for size in kernels.shape[1:-2]]
-        estimate = ops.max(norm_estimate(_symbols(kernels, points), _POWER_ITERATIONS))
-        return divided(kernel, estimate, self.norm)
+        return divided(kernel, convolution_norm_estimate(self._at_stride_one(kernel)), self.norm)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
         return gradient
@@ -75,6 +65,28 @@ class OperatorNorm(Parametrization):
     def _at_stride_one(self, kernel: Tensor) -> Tensor:
         assert self.geometry is not None
         return fold_strides(kernel_of_groups(in_float32(kernel), self.geometry.groups), self.geometry.strides)
+
+
+def convolution_norm_above(kernels: Tensor) -> Tensor:
+    """Returns an upper bound of the norm of convolutions with stride 1, for any padding and any image.
+
+    For unit vectors u and v and the symbol K, `u* K(w) v` is, up to a phase, a trigonometric polynomial of degree
+    `d = floor(taps / 2)` in each variable. Between n points of an axis it exceeds its largest value on them by at most
+    `1 / cos(pi d / n)`.
+
+    Args:
+        kernels: Tensor of shape `(groups, *taps, c_in, c_out)`.
+    """
+    degrees = [size // 2 for size in kernels.shape[1:-2]]
+    points = [_points(degree, _POINTS) for degree in degrees]
+    slack = math.prod(1 / math.cos(math.pi * degree / count) for degree, count in zip(degrees, points, strict=True))
+    return ops.max(norm_above(_symbols(kernels, points))) * (slack * _ROUNDING)
+
+
+def convolution_norm_estimate(kernels: Tensor) -> Tensor:
+    """Returns an estimate of the same norm from below, by power iterations on a coarser grid."""
+    points = [_points(size // 2, _POINTS_IN_TRAINING) for size in kernels.shape[1:-2]]
+    return ops.max(norm_estimate(_symbols(kernels, points), _POWER_ITERATIONS))
 
 
 def _points(degree: int, each: int) -> int:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deel_like_lip import parametrizations
-from deel_like_lip.parametrizations import AOC, AOL, ConvolutionGeometry, OperatorNorm, Orthogonal
+from deel_like_lip import layers, parametrizations
+from deel_like_lip.parametrizations import AOC, AOL, SOC, ConvolutionGeometry, OperatorNorm, Orthogonal
 from tests.helpers import convolution_matrix, operator_norm, to_numpy, vector_jacobian_product
 
 
@@ -148,6 +148,18 @@ def test_operator_norm(kernel_size, channels, options, rng):
     assert np.all(to_numpy(parametrization.project(0 * weight)) == 0)
 
 
+def test_soc_of_a_weight_of_any_size(rng):
+    parametrization = SOC().bind(1.0, ConvolutionGeometry((3, 3), (1, 1), (1, 1), padding="same", channels=(3, 3)))
+    for scale, move in ((1e-3, 0.0), (1e3, 0.0), (1.0, 0.3)):
+        weight = parametrization.project(scale * rng.normal(size=(3, 3, 3, 3)).astype("float32"))
+        moved = parametrization.retract(weight + move * np.sign(rng.normal(size=weight.shape)).astype("float32"))
+        kernel = parametrization.kernel(moved, (3, 3, 3, 3))
+        for padding in ("circular", "same"):
+            matrix = convolution_matrix(kernel, 6, padding=padding)
+            np.testing.assert_array_equal(matrix, -matrix.T)
+            assert np.linalg.norm(matrix, 2) <= 1 + (0.1 if move else 1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -155,6 +167,16 @@ def test_operator_norm(kernel_size, channels, options, rng):
         (lambda: OperatorNorm().bind(1.0), "OperatorNorm is one of convolutions"),
         (lambda: bound(AOC, 3, (1, 1)), r"knows no orthogonal convolution but shifts.*Received: channels=\(1, 1\)"),
         (lambda: bound(AOL, 3, (2, 2), stride=2, dilation=2), "AOL expects no dilation beside strides"),
+        (lambda: SOC().bind(1.0), "SOC expects.*Received: a dense layer"),
+        (lambda: bound(SOC, 3, (2, 2)), "SOC expects.*Received: padding=valid"),
+        (lambda: layers.LipConv2D(2, 3, strides=2, parametrization="soc"), r"Received: strides=\(2, 2\)"),
+        (lambda: layers.LipConv2D(2, 4, parametrization="soc"), r"Received: kernel_size=\(4, 4\)"),
+        (lambda: layers.LipConv2DTranspose(2, 3, parametrization="soc"), "Received: a transposed convolution"),
+        (lambda: layers.LipDepthwiseConv2D(3, parametrization="soc"), "Received: a depthwise convolution"),
+        (
+            lambda: layers.LipConv2D(2, 3, padding="same", groups=2, parametrization="soc").build((None, 4, 4, 4)),
+            "Received: groups=2 of 2 inputs and 1 outputs",
+        ),
     ],
 )
 def test_refusals(make, words):
@@ -162,11 +184,11 @@ def test_refusals(make, words):
         make()
 
 
-@pytest.mark.parametrize("name", ["aoc", "aol", "operator_norm"])
+@pytest.mark.parametrize("name", ["aoc", "aol", "operator_norm", "soc"])
 def test_names_and_configurations(name):
     found = parametrizations.get(name)
     assert parametrizations.get(parametrizations.serialize(found)) == found
-    geometry = ConvolutionGeometry((3, 3), (1, 1), (1, 1))
+    geometry = ConvolutionGeometry((3, 3), (1, 1), (1, 1), padding="same")
     again = parametrizations.get(parametrizations.serialize(found.bind(2.0, geometry)))
     assert again == found
     assert keras.saving.get_registered_name(type(found)).startswith("deel_like_lip.parametrizations>")
