@@ -13,12 +13,12 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from deel_like_lip._geometry import entries
+from deel_like_lip._geometry import entries, largest_overlap
 from deel_like_lip.bounds.convolution import Axis
 from deel_like_lip.bounds.layer_rules import image_area, not_the_batch, spread_norm, window_overlap
 from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.op_rules import operands, reduced_axes
-from deel_like_lip.bounds.operators import Centering, Convolution, spatial_axes
+from deel_like_lip.bounds.operators import Centering, Convolution, PaddedConvolution, Pick, spatial_axes
 from deel_like_lip.bounds.rounding import EPSILON, FLOAT32_ROUNDOFF, FLOAT32_UNDERFLOW, product_up, root_up, up
 from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear, weight
 
@@ -31,6 +31,7 @@ _CONVOLUTIONS = (
     keras.layers.DepthwiseConv1D,
     keras.layers.DepthwiseConv2D,
 )
+_ZERO_PADDINGS = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,11 +138,7 @@ def _circular_convolution(call: Call) -> Pattern | None:
         source = take.source
     if not wrapped:
         return None
-    effects = apply_rule(call)
-    assert not isinstance(effects, Combination)
-    linear_part, *activation = effects
-    operator = linear_part.operator
-    assert isinstance(operator, Convolution)
+    linear_part, operator, activation = _parts(call)
     axes = tuple(wrapped.get(axis, own) for axis, own in zip(spatial, operator.axes, strict=True))
     torus = Convolution(tuple(source.shape[1:]), operator.out_shape, operator.kernels, axes, operator.channels_first)
     return Pattern(source, [linear(torus, offset=linear_part.offset), *activation], "circular convolution")
@@ -180,11 +177,7 @@ def _circular_transpose(call: Call) -> Pattern | None:
         if outputs != size * stride or last_of_missing >= crop or stride * count < crop + outputs:
             return None
         axes.append(Axis(taps, stride, dilation, crop - stride * repeated, outputs, size, True))
-    effects = apply_rule(above)
-    assert not isinstance(effects, Combination)
-    (linear_part,) = effects
-    operator = linear_part.operator
-    assert isinstance(operator, Convolution)
+    linear_part, operator, _ = _parts(above)
     torus = Convolution(
         tuple(source.shape[1:]),
         tuple(call.outputs[0].shape[1:]),
@@ -227,6 +220,75 @@ def _periodic_take(tensor: Any, spatial: Sequence[int]) -> _Take | None:
     if np.any((indices[1:] - indices[:-1] - 1) % size):
         return None
     return _Take(take.inputs[0], axis, size, int(-indices[0] % size))
+
+
+def _padded_convolution(call: Call) -> Pattern | None:
+    """A convolution of an image that was continued by its own values: most of them are not repeated."""
+    layer = call.operation
+    if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid" or None in call.in_shape:
+        return None
+    spatial = [axis + 1 for axis in spatial_axes(layer.rank, layer.data_format == "channels_first")]
+    source, taken = call.inputs[0], dict[int, npt.NDArray[np.int64]]()
+    while True:
+        take = producer(source)
+        if take is None or not _is(take, "Take") or len(take.inputs) > 1:
+            break
+        axis, indices = take.operation.axis, np.asarray(take.argument(1, "indices"))
+        size = None if axis is None else take.input_shape[axis]
+        if axis not in spatial or axis in taken or indices.ndim != 1 or size is None:
+            break
+        if np.any(indices < -size) or np.any(indices >= size):
+            break
+        taken[axis] = indices % size
+        source = take.inputs[0]
+    if not taken or None in source.shape[1:]:
+        return None
+
+    def pick(array: Any) -> Any:
+        for axis, indices in taken.items():
+            array = np.take(array, indices, axis)
+        return array
+
+    overlap = math.prod(
+        largest_overlap(taken.get(axis, np.arange(call.input_shape[axis] or 0)), taps, stride, dilation)
+        for axis, taps, stride, dilation in zip(
+            spatial, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
+        )
+    )
+    repeats = math.prod(int(np.max(np.bincount(indices))) for indices in taken.values())
+    pad = Pick(tuple(source.shape[1:]), call.in_shape, repeats, pick)
+    linear_part, convolution, activation = _parts(call)
+    operator = PaddedConvolution(pad.in_shape, convolution.out_shape, pad, convolution, overlap)
+    return Pattern(source, [linear(operator, offset=linear_part.offset), *activation], "padded convolution")
+
+
+def _zero_padded_convolution(call: Call) -> Pattern | None:
+    """A convolution of an image around which a layer puts zeros: they are known, unlike a part of an image."""
+    layer = call.operation
+    if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid":
+        return None
+    above = producer(call.inputs[0])
+    if above is None or not _is(above, *_ZERO_PADDINGS) or above.operation.data_format != layer.data_format:
+        return None
+    pads = above.operation.padding
+    pads = [pads] if isinstance(pads[0], int) else pads
+    linear_part, operator, activation = _parts(call)
+    axes = tuple(
+        dataclasses.replace(axis, before=before, size=None if axis.size is None else axis.size - before - after)
+        for axis, (before, after) in zip(operator.axes, pads, strict=True)
+    )
+    source = above.inputs[0]
+    whole = dataclasses.replace(operator, in_shape=tuple(source.shape[1:]), axes=axes)
+    return Pattern(source, [linear(whole, offset=linear_part.offset), *activation], "zero-padded convolution")
+
+
+def _parts(call: Call) -> tuple[Effect, Convolution, list[Effect]]:
+    """Returns the linear effect of a convolution layer, its operator, and the effects of its activation."""
+    effects = apply_rule(call)
+    assert not isinstance(effects, Combination)
+    linear_part, *activation = effects
+    assert isinstance(linear_part.operator, Convolution)
+    return linear_part, linear_part.operator, activation
 
 
 def _skew_series(call: Call) -> Pattern | None:
@@ -424,6 +486,8 @@ _MATCHERS = (
     _l2_norm_pooling,
     _circular_convolution,
     _circular_transpose,
+    _padded_convolution,
+    _zero_padded_convolution,
     _skew_series,
     _centering,
     _folded_line,

@@ -8,6 +8,7 @@ from deel_like_lip.layers.dense import FrobeniusDense, SpectralDense
 from deel_like_lip.layers.depthwise import LipDepthwiseConv2D
 from deel_like_lip.layers.heads import UnitNormDense
 from deel_like_lip.layers.normalization import BatchCentering, LayerCentering, LipBatchNormalization
+from deel_like_lip.layers.padding import PadConv2D
 from deel_like_lip.layers.pooling import (
     ScaledAveragePooling2D,
     ScaledGlobalAveragePooling2D,
@@ -47,6 +48,7 @@ __all__ = [
     "LipschitzLayer",
     "MaxMin",
     "NActivation",
+    "PadConv2D",
     "ScaledAveragePooling2D",
     "ScaledGlobalAveragePooling2D",
     "ScaledGlobalL2NormPooling2D",

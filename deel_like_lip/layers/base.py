@@ -1,8 +1,6 @@
 """What every layer of this library has: a constant, a constrained kernel where it has a kernel, and a fold."""
 
 import contextvars
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +8,7 @@ import keras
 from keras import ops
 
 from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip._validation import checked_positive
 from deel_like_lip.bounds.activations import activation_constant
 from deel_like_lip.parametrizations import Parametrization, with_tangent_gradient
 
@@ -29,13 +28,7 @@ class LipschitzLayer(keras.layers.Layer):
 
     def __init__(self, *args: Any, k_coef_lip: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        valid = isinstance(k_coef_lip, numbers.Real) and not isinstance(k_coef_lip, bool)
-        if not valid or not 0 < k_coef_lip < math.inf:
-            raise ValueError(
-                "Invalid value for argument `k_coef_lip`. Expected a positive finite number. "
-                f"Received: k_coef_lip={k_coef_lip}"
-            )
-        self.k_coef_lip = float(k_coef_lip)
+        self.k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")
 
     def fold(self) -> Callable[[Tensor], Tensor]:
         """Returns a function that does the same with built-in Keras layers and ops only.

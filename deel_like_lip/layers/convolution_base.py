@@ -129,11 +129,17 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         # Keras's layers know no circular padding; what they compute before `build` does not depend on the padding.
         super().__init__(*args, padding="same" if padding == "circular" else padding, **kwargs)
         self.padding = padding
-        self.parametrization = parametrizations.get(parametrization).bind(self.k_coef_lip, self._geometry)
+        self.parametrization = parametrizations.get(parametrization)
+        self.parametrization = self.parametrization.bind(self._constant_of_kernel, self._geometry)
 
     @property
     def _geometry(self) -> ConvolutionGeometry:
         return ConvolutionGeometry(self.kernel_size, self.strides, self.dilation_rate, self.groups, self.padding)
+
+    @property
+    def _constant_of_kernel(self) -> float:
+        """What the norm of the convolution by itself may be, without what comes before it."""
+        return self.k_coef_lip
 
     def build(self, input_shape: Shape) -> None:
         if len(input_shape) != self.rank + 2:
@@ -147,7 +153,7 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
             self._check_circular(input_shape)
         self._spatial_sizes = tuple(input_shape[axis] for axis in self._spatial_axes)
         geometry = dataclasses.replace(self._geometry, channels=self._channels(input_shape[self._channel_axis]))
-        self.parametrization = self.parametrization.bind(self.k_coef_lip, geometry)
+        self.parametrization = self.parametrization.bind(self._constant_of_kernel, geometry)
         super().build(input_shape)
 
     def _channels(self, inputs: Any) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from deel_like_lip.parametrizations.base import (
 )
 from deel_like_lip.parametrizations.cayley import Cayley
 from deel_like_lip.parametrizations.cholesky import BlockReflector, CholeskyQR
-from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
+from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, operator_factor, reshaped_kernel_factor
 from deel_like_lip.parametrizations.exponential import Exponential
 from deel_like_lip.parametrizations.frobenius import Frobenius
 from deel_like_lip.parametrizations.operator_norm import OperatorNorm
@@ -40,6 +40,7 @@ __all__ = [
     "ReshapedKernel",
     "Spectral",
     "get",
+    "operator_factor",
     "orthogonalize",
     "reshaped_kernel_factor",
     "serialize",

@@ -122,6 +122,23 @@ CASES = {
     ),
     "LipConv2D soc": (lambda: layers.LipConv2D(6, 3, padding="circular", parametrization="soc"), (8, 6, 2)),
     "LipConv2D operator norm": (lambda: layers.LipConv2D(6, 3, parametrization="operator_norm"), (8, 6, 2)),
+    "PadConv2D": (lambda: layers.PadConv2D(6, 3, activation=layers.MaxMin()), (8, 6, 2)),
+    "PadConv2D reflect": (lambda: layers.PadConv2D(6, (3, 5), padding="reflect", k_coef_lip=2.0), (8, 6, 2)),
+    "PadConv2D symmetric": (
+        lambda: layers.PadConv2D(6, (5, 2), strides=2, padding="symmetric", use_bias=False),
+        (8, 6, 2),
+    ),
+    "PadConv2D replicate": (lambda: layers.PadConv2D(6, 3, dilation_rate=2, groups=2, padding="edge"), (8, 6, 2)),
+    "PadConv2D zeros": (lambda: layers.PadConv2D(6, 4, strides=3, padding="zeros"), (8, 6, 2)),
+    "PadConv2D circular": (lambda: layers.PadConv2D(6, 3, padding="circular"), (8, 6, 2)),
+    "PadConv2D aol": (
+        lambda: layers.PadConv2D(6, 3, padding="symmetric", parametrization="aol"),
+        (8, 6, 2),
+    ),
+    "PadConv2D aoc": (
+        lambda: layers.PadConv2D(6, 3, padding="reflect", parametrization="aoc", k_coef_lip=0.5),
+        (8, 6, 2),
+    ),
 }
 
 # Arguments of `LayerCase` for those that do not promise `k_coef_lip` for the layer as a whole, or not at any time.
