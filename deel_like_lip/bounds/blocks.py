@@ -242,17 +242,27 @@ def _side_by_side(call: Call, combination: Combination) -> Block | None:
     """A concatenation of functions, each of its own part of a tensor: the constant is the largest of theirs."""
     if combination.kind != "concatenation":
         return None
-    split = next(
-        (made for made in map(producer, call.inputs) if made is not None and is_op(made.operation, "Split")), None
-    )
-    if split is None:
-        return None
+    for split in filter(None, map(_split_above, call.inputs)):
+        parts = _parts(call, split)
+        if parts is not None:
+            return Block(split.inputs[0], "parts side by side", parts=parts)
+    return None
+
+
+def _split_above(tensor: Any) -> Call | None:
+    """Returns the split that a tensor comes from through calls with one input."""
+    call = producer(tensor)
+    while call is not None and not is_op(call.operation, "Split"):
+        call = producer(call.inputs[0]) if len(call.inputs) == 1 else None
+    return call
+
+
+def _parts(call: Call, split: Call) -> list[tuple[Any, Any]] | None:
+    """Returns the inputs of a call, each with the output of a split that it depends on: one of its own, or None."""
     parts = []
     for tensor in call.inputs:
         between = calls_between(split.outputs, tensor)
         if between is None or len(between[1]) != 1:
             return None
         parts.append((between[1][0], tensor))
-    if len({id(source) for source, _ in parts}) != len(parts):
-        return None
-    return Block(split.inputs[0], "parts side by side", parts=parts)
+    return parts if len({id(source) for source, _ in parts}) == len(parts) else None

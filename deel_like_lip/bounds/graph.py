@@ -199,7 +199,7 @@ class _Walk:
             refuse_training(call)
             return self.outputs_of(call.operation, [_required(bounds, tensor) for tensor in call.inputs])
         pattern = self._pattern(call)
-        if pattern is not None:
+        if pattern is not None and id(pattern.source) in bounds:
             return self._run(call, pattern.effects, _required(bounds, pattern.source), pattern.kind)
         inputs = [_required(bounds, tensor) for tensor in call.inputs]
         effects = self._rule(call)
@@ -208,7 +208,9 @@ class _Walk:
         else:
             outputs = self._run(call, effects, inputs[0], type(call.operation).__name__)
         block = None if call.outputs[0] is self._end else match_block(call, self._read)
-        return outputs if block is None else [self._as_block(call, block, outputs[0], bounds)]
+        if block is None or id(block.source) not in bounds:  # it may begin before this walk does
+            return outputs
+        return [self._as_block(call, block, outputs[0], bounds)]
 
     def _pattern(self, call: Call) -> Pattern | None:
         """Returns the pattern that ends in a call, which is looked for once."""
