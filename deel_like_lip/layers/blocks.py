@@ -218,7 +218,13 @@ class _DenseMaps(_Block):
         return ops.transpose(kernel)
 
     def _folded(self, kernel: Tensor, bias: Tensor | None, name: str) -> Callable[[Tensor], Tensor]:
-        plain = keras.layers.Dense(kernel.shape[-1], use_bias=bias is not None, name=name, dtype=self.dtype_policy)
+        plain = keras.layers.Dense(
+            kernel.shape[-1],
+            use_bias=bias is not None,
+            kernel_initializer="zeros",
+            name=name,
+            dtype=self.dtype_policy,
+        )
         return _with_weights(plain, kernel, bias)
 
 
@@ -332,6 +338,7 @@ class _ConvMaps(_Block):
             padding="same" if self.padding == "same" else "valid",
             data_format=self.data_format,
             use_bias=bias is not None,
+            kernel_initializer="zeros",
             name=name,
             dtype=self.dtype_policy,
         )

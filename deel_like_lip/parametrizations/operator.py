@@ -26,6 +26,7 @@ _EFFORT = 2**25
 # Room for the rounding of float32, and for what bounds of the result allow themselves: Gram iteration in `certify` ends
 # within 0.01 % of the norm.
 _ROOM = 1 + 1.5e-4
+_TINY = float(np.finfo("float32").tiny)
 # Row sums below it count as this much: their own terms may have been flushed to zero.
 _SMALLEST_ROW_SUM = 1e-12
 
@@ -86,31 +87,40 @@ def operator_norm_bound(kernel: Tensor) -> Tensor:
     if inputs < outputs:
         real, imaginary = (ops.transpose(part, (0, 2, 1)) for part in (real, imaginary))
     left, other = (ops.transpose(part, (0, 2, 1)) for part in (real, imaginary))
-    # Of a Hermitian matrix S + i A, and its square.
-    symmetric = ops.matmul(left, real) + ops.matmul(other, imaginary)
-    skew = None
+    # The Gram matrices are Hermitian: S + i A, of which A is 0 where there is one frequency.
+    gram = [ops.matmul(left, real) + ops.matmul(other, imaginary)]
     if len(cosines) > 1:
-        mixed = ops.matmul(left, imaginary)
-        skew = mixed - ops.transpose(mixed, (0, 2, 1))
+        gram.append(_minus_transpose(ops.matmul(left, imaginary)))
     log_bound = ops.zeros((len(cosines), 1, 1), dtype=kernel.dtype)
-    tiny = float(np.finfo("float32").tiny)
-    for power in range(_SQUARINGS + 1):  # of the Gram matrix: 2^power
-        squares = ops.square(symmetric) if skew is None else ops.square(symmetric) + ops.square(skew)
-        length = ops.sqrt(ops.maximum(ops.sum(squares, axis=(1, 2), keepdims=True), tiny))
-        if power == _SQUARINGS:  # no norm of the last power is above its largest row sum either
-            rows = ops.max(ops.sum(ops.sqrt(squares), axis=2, keepdims=True), axis=1, keepdims=True)
-            length = ops.minimum(length, ops.maximum(rows, tiny))
+    for power in range(_SQUARINGS):
+        length = _frobenius(gram)
         log_bound = log_bound + ops.log(length) / 2 ** (power + 1)
-        if power < _SQUARINGS:
-            symmetric = symmetric / length
-            square = ops.matmul(symmetric, symmetric)
-            if skew is not None:
-                skew = skew / length
-                square = square - ops.matmul(skew, skew)
-                mixed = ops.matmul(symmetric, skew)
-                skew = mixed - ops.transpose(mixed, (0, 2, 1))
-            symmetric = square
+        gram = _squared([part / length for part in gram])
+    rows = ops.max(ops.sum(ops.sqrt(_squares(parts)), axis=2, keepdims=True), axis=1, keepdims=True)
+    last = ops.minimum(_frobenius(gram), ops.maximum(rows, _TINY))  # no norm is above its largest row sum either
+    log_bound = log_bound + ops.log(last) / 2 ** (_SQUARINGS + 1)
     return ops.where(largest > 0, scale * ops.exp(ops.max(log_bound)) * (slack * _ROOM), 0.0)
+
+
+def _squared(parts: list[Tensor]) -> list[Tensor]:
+    """Returns the squares of Hermitian matrices: `(S + i A)^2 = S^2 - A^2 + i (S A - (S A)^T)`."""
+    square = ops.matmul(parts[0], parts[0])
+    if len(parts) == 1:
+        return [square]
+    return [square - ops.matmul(parts[1], parts[1]), _minus_transpose(ops.matmul(parts[0], parts[1]))]
+
+
+def _minus_transpose(matrices: Tensor) -> Tensor:
+    return matrices - ops.transpose(matrices, (0, 2, 1))
+
+
+def _squares(parts: Sequence[Tensor]) -> Tensor:
+    """Returns the squared absolute values of complex matrices."""
+    return ops.square(parts[0]) if len(parts) == 1 else ops.square(parts[0]) + ops.square(parts[1])
+
+
+def _frobenius(parts: Sequence[Tensor]) -> Tensor:
+    return ops.sqrt(ops.maximum(ops.sum(_squares(parts), axis=(1, 2), keepdims=True), _TINY))
 
 
 def _frequencies(taps: Sequence[int], channels: int) -> tuple[np.ndarray, np.ndarray, float]:
