@@ -96,7 +96,7 @@ def operator_norm_bound(kernel: Tensor) -> Tensor:
         length = _frobenius(gram)
         log_bound = log_bound + ops.log(length) / 2 ** (power + 1)
         gram = _squared([part / length for part in gram])
-    rows = ops.max(ops.sum(ops.sqrt(_squares(parts)), axis=2, keepdims=True), axis=1, keepdims=True)
+    rows = ops.max(ops.sum(ops.sqrt(_squares(gram)), axis=2, keepdims=True), axis=1, keepdims=True)
     last = ops.minimum(_frobenius(gram), ops.maximum(rows, _TINY))  # no norm is above its largest row sum either
     log_bound = log_bound + ops.log(last) / 2 ** (_SQUARINGS + 1)
     return ops.where(largest > 0, scale * ops.exp(ops.max(log_bound)) * (slack * _ROOM), 0.0)
