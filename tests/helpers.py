@@ -103,7 +103,7 @@ def vector_jacobian_product(function: Any, inputs: Array, cotangent: Array) -> A
     if backend == "jax":
         import jax
 
-        return to_numpy(jax.grad(lambda x: (function(x) * cotangent).sum())(jax.numpy.asarray(inputs)))
+        return to_numpy(jax.jit(jax.grad(lambda x: (function(x) * cotangent).sum()))(jax.numpy.asarray(inputs)))
     import torch
 
     tensor = torch.tensor(inputs, requires_grad=True)

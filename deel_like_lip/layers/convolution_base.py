@@ -43,7 +43,7 @@ class _Convolution(keras.layers.Layer):
         if padding == "circular":
             self._check_circular(inputs.shape)
             for axis, (before, after) in zip(self._spatial_axes, self._circular_pads, strict=True):
-                inputs = _wrap_by_slices(inputs, axis, before, after)
+                inputs = wrap_by_slices(inputs, axis, before, after)
             padding = "valid"
         return self._convolve(inputs, kernel, padding)
 
@@ -207,7 +207,7 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         size, count = self.input_spec.axes[self._channel_axis], kernel.shape[-1]
         config = {**self._plain_config(), "filters": count, "use_bias": False}
         config["padding"] = "valid" if self.padding == "circular" else self.padding
-        step = _with_weights(self._plain_class(**config), [kernel])
+        step = with_weights(self._plain_class(**config), [kernel])
         # Dense layers on the channels fill up inputs with zeros, and leave out outputs.
         first = self._plain_dense(np.eye(size, count)) if size < count else None
         last = None
@@ -227,32 +227,20 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         """Returns a plain layer that multiplies the channels by a matrix, and adds a bias."""
         weights, dtype = [matrix, *([] if bias is None else [bias])], self.dtype_policy
         if self._channel_axis == -1:
-            return _with_weights(keras.layers.Dense(matrix.shape[1], use_bias=bias is not None, dtype=dtype), weights)
+            return with_weights(keras.layers.Dense(matrix.shape[1], use_bias=bias is not None, dtype=dtype), weights)
         axes, sizes = "hwd"[: self.rank], self._spatial_sizes
         equation, bias_axes = f"bi{axes},io->bo{axes}", None if bias is None else "o"
         plain = keras.layers.EinsumDense(equation, (matrix.shape[1], *sizes), bias_axes=bias_axes, dtype=dtype)
-        return _with_weights(plain, [matrix, *(weight.reshape(-1, *(1,) * self.rank) for weight in weights[1:])])
+        return with_weights(plain, [matrix, *(weight.reshape(-1, *(1,) * self.rank) for weight in weights[1:])])
 
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         if self.padding == "circular":
             for axis, (before, after) in zip(self._spatial_axes, self._circular_pads, strict=True):
-                inputs = self._wrap_by_take(inputs, axis, before, after)
+                inputs = wrap_by_take(inputs, axis, before, after, self.name, self._axis_names)
         return inputs
 
-    def _wrap_by_take(self, inputs: Tensor, axis: int, before: int, after: int) -> Tensor:
-        """Does as `_wrap_by_slices`, as a single op that a reader of the graph recognises. Slower to differentiate."""
-        if not before and not after:
-            return inputs
-        size = inputs.shape[axis]
-        if size is None:
-            raise ValueError(
-                f"The layer '{self.name}' has padding='circular', which folds only where the {self._axis_names} of its "
-                f"input are known. Give the model an `Input` of fixed size. Received: input_shape={tuple(inputs.shape)}"
-            )
-        return ops.take(inputs, [index % size for index in range(-before, size + after)], axis=axis)
 
-
-def _with_weights(plain: Any, weights: list[Any]) -> Callable[[Tensor], Tensor]:
+def with_weights(plain: Any, weights: list[Any]) -> Callable[[Tensor], Tensor]:
     """Returns a plain layer as a function that builds it with these weights."""
 
     def call(inputs: Tensor) -> Tensor:
@@ -273,7 +261,7 @@ def check_positive(value: Any, argument: str, owner: str) -> None:
         )
 
 
-def _wrap_by_slices(inputs: Tensor, axis: int, before: int, after: int) -> Tensor:
+def wrap_by_slices(inputs: Tensor, axis: int, before: int, after: int) -> Tensor:
     """Repeats the last `before` and the first `after` entries of an axis around it."""
     if not before and not after:
         return inputs
@@ -284,3 +272,16 @@ def _wrap_by_slices(inputs: Tensor, axis: int, before: int, after: int) -> Tenso
     if after:
         parts.append(inputs[(*everything, slice(None, after))])
     return ops.concatenate(parts, axis=axis)
+
+
+def wrap_by_take(inputs: Tensor, axis: int, before: int, after: int, name: str, axis_names: str) -> Tensor:
+    """Does as `wrap_by_slices`, as a single op that a reader of the graph recognises. Slower to differentiate."""
+    if not before and not after:
+        return inputs
+    size = inputs.shape[axis]
+    if size is None:
+        raise ValueError(
+            f"The layer '{name}' has padding='circular', which folds only where the {axis_names} of its input are "
+            f"known. Give the model an `Input` of fixed size. Received: input_shape={tuple(inputs.shape)}"
+        )
+    return ops.take(inputs, [index % size for index in range(-before, size + after)], axis=axis)

@@ -20,6 +20,8 @@ from deel_like_lip.parametrizations.convolution import (
 
 # Keeps sums away from zero, where their root has no derivative. It makes the norm smaller, never larger.
 _TINY = 1e-12
+# Of sums that are to be bounds: for the rounding of float32, and for what bounds of the result allow themselves.
+_ROOM = (1 + 1.5e-4) ** 2
 
 
 @register
@@ -51,30 +53,56 @@ class AOL(ComputedKernel):
         folded = fold_strides(groups, geometry.strides)
         inputs, outputs = folded.shape[-2:]
         rows = inputs < outputs
-        sums = _correlation_sums(ops.swapaxes(folded, -1, -2) if rows else folded)
+        sums = ops.sum(_absolute_gram(ops.swapaxes(folded, -1, -2) if rows else folded), axis=-1)
         scale = ops.reshape(self.norm / ops.sqrt(sums + _TINY), (sums.shape[0], *(1,) * len(taps), 1, -1))
         folded = folded * (ops.swapaxes(scale, -1, -2) if rows else scale)
         return kernel_from_groups(unfold_strides(folded, geometry.strides, taps), kernel_shape)
 
 
-def _correlation_sums(kernels: Tensor) -> Tensor:
-    """Returns `sum_(d, k) |sum_t K_t^T K_(t + d)|_jk` for each output j.
+def gram_row_sums(kernel: Tensor, log_weights: Tensor) -> Tensor:
+    """Returns `T_i = sum_j |W^T W|_ij q_j / q_i` for the operator `W^T` of a kernel: `|T^(-1/2) W^T| <= 1`.
+
+    `T^(-1) W^T W` is similar to a matrix of which the absolute rows sum to at most 1. Of a convolution the sum is also
+    over positions, on an infinite image: zero padding is a compression of that operator, to which T is the same number
+    for each channel, and with circular padding entries are sums of those on the infinite image.
+
+    Args:
+        kernel: Tensor of shape `(*taps, inputs, outputs)`.
+        log_weights: The logarithms of q, shape `(outputs,)`; any are sound, and cut off at 30.
+
+    Returns:
+        Positive tensor of shape `(outputs,)`, rounded up, in at least float32.
+
+    Reference:
+        - Prach and Lampert, 2022, [Almost-orthogonal layers](https://arxiv.org/abs/2208.03160)
+        - Araujo et al., 2023, [A unified algebraic perspective on Lipschitz neural
+          networks](https://arxiv.org/abs/2303.03169)
+    """
+    weights = ops.exp(ops.clip(in_float32(log_weights), -30.0, 30.0))
+    gram = _absolute_gram(in_float32(kernel)[None])[0]
+    sums = ops.matmul(gram, ops.reshape(weights, (-1, 1)))[:, 0] / weights
+    return ops.maximum(sums, _TINY) * _ROOM
+
+
+def _absolute_gram(kernels: Tensor) -> Tensor:
+    """Returns `sum_d |sum_t K_t^T K_(t + d)|_jk` for each two outputs j and k.
 
     Args:
         kernels: Tensor of shape `(groups, *taps, inputs, outputs)`.
 
     Returns:
-        Tensor of shape `(groups, outputs)`.
+        Tensor of shape `(groups, outputs, outputs)`.
     """
     groups, *taps, inputs, outputs = kernels.shape
     rank = len(taps)
     if math.prod(taps) == 1:
         matrices = ops.reshape(kernels, (groups, inputs, outputs))
-        return ops.sum(ops.abs(ops.matmul(ops.swapaxes(matrices, 1, 2), matrices)), axis=-1)
+        return ops.abs(ops.matmul(ops.swapaxes(matrices, 1, 2), matrices))
     # As the convolution of the kernel with itself: its outputs are the images, and the groups stay groups.
     spatial = range(1, rank + 1)
     images = ops.reshape(ops.transpose(kernels, (rank + 2, *spatial, 0, rank + 1)), (outputs, *taps, groups * inputs))
     images = ops.pad(images, [(0, 0), *((size - 1, size - 1) for size in taps), (0, 0)])
     filters = ops.reshape(ops.transpose(kernels, (*spatial, rank + 1, 0, rank + 2)), (*taps, inputs, groups * outputs))
     correlations = ops.conv(images, filters, padding="valid", data_format="channels_last")
-    return ops.reshape(ops.sum(ops.abs(correlations), axis=tuple(range(rank + 1))), (groups, outputs))
+    sums = ops.sum(ops.abs(correlations), axis=tuple(spatial))
+    return ops.transpose(ops.reshape(sums, (outputs, groups, outputs)), (1, 0, 2))

@@ -11,7 +11,7 @@ from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.parametrizations.base import Parametrization, in_float32
 from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, kernel_from_groups, kernel_of_groups
-from deel_like_lip.parametrizations.operator_norm import convolution_norm_above, convolution_norm_estimate
+from deel_like_lip.parametrizations.operator_norm import operator_norm_bound, operator_norm_estimate
 
 # Of the exponential series. For a skew-symmetric operator of norm 1 the rest is at most 1 / 7! = 2e-4.
 _TERMS = 6
@@ -60,10 +60,10 @@ class SOC(Parametrization):
         return kernel_from_groups(self._skew(weight), weight.shape)
 
     def project(self, weight: Tensor) -> Tensor:
-        return self._shrunk(weight, convolution_norm_above)
+        return self._shrunk(weight, operator_norm_bound)
 
     def retract(self, weight: Tensor) -> Tensor:
-        return self._shrunk(weight, convolution_norm_estimate)
+        return self._shrunk(weight, operator_norm_estimate)
 
     def tangent_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return gradient

@@ -139,6 +139,21 @@ CASES = {
         lambda: layers.PadConv2D(6, 3, padding="reflect", parametrization="aoc", k_coef_lip=0.5),
         (8, 6, 2),
     ),
+    "SLLDense": (lambda: layers.SLLDense(4, activation="tanh", use_bias=False, k_coef_lip=2.0), (3, 6)),
+    "SLLConv2D": (lambda: layers.SLLConv2D(6, (3, 5), padding="circular", k_coef_lip=0.5), (8, 6, 4)),
+    "CPLDense": (lambda: layers.CPLDense(9), (6,)),
+    "CPLConv2D": (lambda: layers.CPLConv2D(k_coef_lip=2.0, activation="leaky_relu"), (8, 6, 4)),
+    "SandwichDense": (lambda: layers.SandwichDense(9, k_coef_lip=0.5), (6,)),
+    "LinearResidualConv2D": (
+        lambda: layers.LinearResidualConv2D((1, 5), padding="circular", k_coef_lip=2.0),
+        (8, 6, 4),
+    ),
+    "LipResidual": (
+        lambda: layers.LipResidual([layers.LipConv2D(4, 3, padding="same"), layers.MaxMin()], k_coef_lip=2.0),
+        (8, 6, 4),
+    ),
+    "ConcatResidual": (lambda: layers.ConcatResidual([layers.SpectralDense(6), layers.GroupSort2()]), (6,)),
+    "ConcatResidual of an image": (lambda: layers.ConcatResidual(layers.SLLConv2D(3), k_coef_lip=2.0), (8, 6, 4)),
 }
 
 # Arguments of `LayerCase` for those that do not promise `k_coef_lip` for the layer as a whole, or not at any time.
