@@ -57,6 +57,10 @@ _ACTIVATIONS = {
 @rule(*_ACTIVATIONS)
 def _activation(call: Call) -> Effects:
     name = _ACTIVATIONS[type(call.operation).__name__]
+    for parameter, least in (("alpha", EPSILON), ("b", 0.0), ("threshold", 0.0)):
+        # Of celu, squareplus and soft_shrink, which otherwise have no finite constant.
+        if getattr(call.operation, parameter, least) < least:
+            raise call.refuse(f"with a negative `{parameter}` it has no finite Lipschitz constant.")
     return activation_effects(call, known_activation(name), name)
 
 
@@ -329,7 +333,12 @@ def _pad(call: Call) -> Effects:
     if operation.mode == "constant" and np.any(_constant(call, call.argument(1, "constant_values", 0) or 0) != 0):
         raise call.refuse("it pads with values that are not 0.")
     options = {"constant_values": -1} if operation.mode == "constant" else {}
-    return _moved(lambda call: lambda array: np.pad(array, operation.pad_width, operation.mode, **options))(call)
+    effects = _moved(lambda call: lambda array: np.pad(array, operation.pad_width, operation.mode, **options))(call)
+    if operation.mode != "symmetric" or np.max(operation.pad_width, initial=0) < 2:
+        return effects
+    # Keras on torch repeats the edge instead. What is certified on one backend may be served by another.
+    repeated = _moved(lambda call: lambda array: np.pad(array, operation.pad_width, "edge"))(call)
+    return [Effect(max(effect.constant for effect in (*effects, *repeated)))]
 
 
 @rule("Split", "Unstack")

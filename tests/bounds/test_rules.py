@@ -258,3 +258,25 @@ def test_rescaling_channels_where_keras_has_them_first():
         assert exact * (1 - 1e-6) <= bound_graph(model).constant <= exact * (1 + 1e-6)
     finally:
         keras.config.set_image_data_format(before)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda x: keras.ops.celu(x, alpha=-1.0),
+        lambda x: keras.ops.squareplus(x, b=-1.0),
+        lambda x: keras.ops.soft_shrink(x, threshold=-0.5),
+    ],
+    ids=["celu", "squareplus", "soft_shrink"],
+)
+def test_negative_parameters_leave_no_constant(op):
+    inputs = keras.Input((4,))
+    with pytest.raises(CannotBoundError, match="no finite Lipschitz constant"):
+        bound_graph(keras.Model(inputs, op(inputs)))
+
+
+def test_symmetric_padding_is_bounded_on_every_backend():
+    """Keras on torch repeats the edge: four copies of it for a padding of three."""
+    inputs = keras.Input((6, 1))
+    model = keras.Model(inputs, keras.ops.pad(inputs, ((0, 0), (3, 0), (0, 0)), mode="symmetric"))
+    assert 2.0 <= bound_graph(model).constant <= 2.0 + 1e-9
