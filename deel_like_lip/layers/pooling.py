@@ -15,7 +15,15 @@ from deel_like_lip.layers.base import LipschitzLayer, fold_scale, scaled
 from deel_like_lip.parametrizations import upstream_gradient
 
 
-class _WindowPooling2D(LipschitzLayer, keras.layers.AveragePooling2D):
+class _Pooling2D(LipschitzLayer):
+    data_format: str
+
+    @property
+    def _spatial_axes(self) -> tuple[int, int]:
+        return (1, 2) if self.data_format == "channels_last" else (2, 3)
+
+
+class _WindowPooling2D(_Pooling2D, keras.layers.AveragePooling2D):
     """Pooling over windows that do not overlap, so that no input is counted twice."""
 
     def __init__(
@@ -70,10 +78,6 @@ class _WindowPooling2D(LipschitzLayer, keras.layers.AveragePooling2D):
             return inputs
         everything = (slice(None),) * self._spatial_axes[0]
         return inputs[(*everything, slice(whole[0]), slice(whole[1]))]
-
-    @property
-    def _spatial_axes(self) -> tuple[int, int]:
-        return (1, 2) if self.data_format == "channels_last" else (2, 3)
 
     def _folded_mean(self) -> Callable[[Tensor], Tensor]:
         """Returns the mean over each window as a built-in layer."""
@@ -190,15 +194,11 @@ class ScaledL2NormPooling2D(_WindowPooling2D):
         return lambda inputs: scale(ops.sqrt(area(mean(ops.square(self._folded_padding(inputs))))))
 
 
-class _GlobalPooling2D(LipschitzLayer, keras.layers.GlobalAveragePooling2D):
+class _GlobalPooling2D(_Pooling2D, keras.layers.GlobalAveragePooling2D):
     def __init__(
         self, data_format: str | None = None, keepdims: bool = False, k_coef_lip: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(data_format=data_format, keepdims=keepdims, k_coef_lip=k_coef_lip, **kwargs)
-
-    @property
-    def _spatial_axes(self) -> tuple[int, int]:
-        return (1, 2) if self.data_format == "channels_last" else (2, 3)
 
     def _folded_mean(self) -> Callable[[Tensor], Tensor]:
         mean: Callable[[Tensor], Tensor] = keras.layers.GlobalAveragePooling2D(

@@ -56,14 +56,15 @@ def of_unit_size(matrix: Tensor) -> Tensor:
 
     Then the derivative along the scale is zero, so the scale may count as a constant in the gradient.
     """
-    return matrix / _or_one(ops.stop_gradient(ops.max(ops.abs(matrix))))
+    return matrix / or_one(ops.stop_gradient(ops.max(ops.abs(matrix))))
 
 
 def with_ridge(matrix: Tensor) -> Tensor:
     """Returns a Gram matrix plus what keeps its factorisation from failing, a matrix of zeros included."""
     size = ops.sqrt(ops.sum(ops.square(ops.stop_gradient(matrix))))
-    return matrix + RIDGE * _or_one(size) * ops.eye(matrix.shape[0], dtype=matrix.dtype)
+    return matrix + RIDGE * or_one(size) * ops.eye(matrix.shape[0], dtype=matrix.dtype)
 
 
-def _or_one(size: Tensor) -> Tensor:
+def or_one(size: Tensor) -> Tensor:
+    """Returns a size to divide by: 1 where it is 0."""
     return ops.where(size > 0, size, ops.ones_like(size))

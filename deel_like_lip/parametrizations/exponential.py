@@ -5,7 +5,7 @@ from keras import ops
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
 from deel_like_lip.parametrizations.cholesky import cholesky_qr
-from deel_like_lip.parametrizations.dense import DenseKernel, closing_step
+from deel_like_lip.parametrizations.dense import DenseKernel, closing_step, or_one
 
 # Norm of a skew matrix above which it is scaled down; one of norm pi reaches every rotation. What is compared is an
 # upper bound, by a factor of at most n^(1/8).
@@ -68,8 +68,7 @@ def skew_exponential(skew: Tensor) -> Tensor:
     1e-8, and four squarings.
     """
     identity = ops.eye(skew.shape[0], dtype=skew.dtype)
-    largest = ops.stop_gradient(ops.max(ops.abs(skew)))
-    largest = ops.where(largest > 0, largest, ops.ones_like(largest))
+    largest = or_one(ops.stop_gradient(ops.max(ops.abs(skew))))
     unit = skew / largest  # no power of it overflows
     second = ops.matmul(unit, unit)
     fourth = ops.matmul(second, second)
