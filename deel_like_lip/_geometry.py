@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from deel_like_lip._typing import Shape
 
 
@@ -23,6 +26,20 @@ def max_overlap(
     ones = [1] * len(window)
     taps = zip(window, strides or ones, dilation_rate or ones, strict=True)
     return math.prod(math.ceil(size * math.gcd(stride, dilation) / stride) for size, stride, dilation in taps)
+
+
+def largest_overlap(indices: npt.NDArray[np.int64], taps: int, stride: int = 1, dilation: int = 1) -> int:
+    """Returns the largest number of taps, over all windows together, that meet one value of a padded axis.
+
+    Args:
+        indices: Which value stands at each position of the padded axis, -1 for zeros.
+        taps: Number of taps.
+        stride: Stride of the windows, the first of which begins at the first position.
+        dilation: Dilation of the taps.
+    """
+    windows = np.arange(0, len(indices) - dilation * (taps - 1), stride)
+    met = indices[windows[:, None] + dilation * np.arange(taps)]
+    return int(np.max(np.bincount(met[met >= 0]), initial=0))
 
 
 def entries(shape: Shape) -> int | None:

@@ -19,6 +19,8 @@ from deel_like_lip.renormalization import renormalize
 class RenormalizeCallback(keras.callbacks.Callback):
     """Projects the constrained kernels back during `fit`, wherever the layers cannot do it by themselves.
 
+    Also exported as `CondenseCallback`.
+
     The layers project their kernels right after each update of a Keras optimizer, inside the compiled step. After a
     step of Keras's own `train_step` the callback therefore does nothing more; where a model has a `train_step` of its
     own, it projects after each step. In both cases it projects before every validation, at the end of each epoch and at
@@ -87,6 +89,9 @@ class RenormalizeCallback(keras.callbacks.Callback):
         self._due = False
         self._steps = 0
         renormalize(self.model)
+
+
+CondenseCallback = RenormalizeCallback
 
 
 def _trains_as_keras(model: Any) -> bool:

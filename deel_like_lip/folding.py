@@ -40,6 +40,9 @@ def vanilla_model(model: keras.Model) -> keras.Model:
     return plain
 
 
+vanillaModel = vanilla_model  # noqa: N816 (the name in deel-lip)
+
+
 class _Folder:
     """Folds each layer once, so that layers which are called several times stay shared."""
 

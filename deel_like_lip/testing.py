@@ -718,11 +718,12 @@ def _check_data_formats(case: LayerCase) -> None:
 
 
 def _with_data_format(config: Any, data_format: str) -> Any:
-    """Returns a config with another data format, also in the configs inside."""
+    """Returns a config with another data format, also in the configs inside, without the shapes they were built for."""
     if isinstance(config, dict):
         return {
             name: data_format if name == "data_format" and value is not None else _with_data_format(value, data_format)
             for name, value in config.items()
+            if name != "build_config"
         }
     return [_with_data_format(value, data_format) for value in config] if isinstance(config, list) else config
 

@@ -1,5 +1,6 @@
 """Reference computations in NumPy, written without the library's own code, and small tools for tests."""
 
+import math
 import os
 import pathlib
 import subprocess
@@ -34,30 +35,30 @@ def singular_values(kernel: Any) -> Array:
 
 def convolution_matrix(
     kernel: Any,
-    size: int | tuple[int, int],
-    stride: int | tuple[int, int] = 1,
+    size: int | tuple[int, ...],
+    stride: int | tuple[int, ...] = 1,
     padding: str = "valid",
-    dilation: int | tuple[int, int] = 1,
+    dilation: int | tuple[int, ...] = 1,
     groups: int = 1,
 ) -> Array:
-    """Returns a 2D convolution as an explicit matrix in float64, with channels last."""
+    """Returns a convolution of any rank as an explicit matrix in float64, with channels last."""
     kernel = to_numpy(kernel).astype(np.float64)
-    taps_h, taps_w, group_in, outputs = kernel.shape
-    group_out = outputs // groups
-    full = np.zeros((taps_h, taps_w, group_in * groups, outputs))
+    *taps, group_in, outputs = kernel.shape
+    rank, group_out = len(taps), outputs // groups
+    full = np.zeros((*taps, group_in * groups, outputs))
     for group in range(groups):
         rows, columns = (
             slice(group * group_in, (group + 1) * group_in),
             slice(group * group_out, (group + 1) * group_out),
         )
-        full[:, :, rows, columns] = kernel[..., columns]
-    (size_h, size_w), (stride_h, stride_w), (dilation_h, dilation_w) = (
-        value if isinstance(value, tuple) else (value, value) for value in (size, stride, dilation)
+        full[..., rows, columns] = kernel[..., columns]
+    sizes, strides, dilations = (
+        value if isinstance(value, tuple) else (value,) * rank for value in (size, stride, dilation)
     )
-    height = _axis_taps(taps_h, size_h, stride_h, padding, dilation_h)
-    width = _axis_taps(taps_w, size_w, stride_w, padding, dilation_w)
-    tensor = np.einsum("ahi,bwj,hwcd->abdijc", height, width, full, optimize=True)
-    return tensor.reshape(height.shape[0] * width.shape[0] * outputs, -1)
+    meets = [_axis_taps(*axis[:3], padding, axis[3]) for axis in zip(taps, sizes, strides, dilations, strict=True)]
+    met = ",".join(letters for letters in ("ahi", "bwj", "ukl")[:rank])
+    tensor = np.einsum(f"{met},{'hwk'[:rank]}xy->{'abu'[:rank]}y{'ijl'[:rank]}x", *meets, full, optimize=True)
+    return tensor.reshape(math.prod(len(axis) for axis in meets) * outputs, -1)
 
 
 def _axis_taps(taps: int, size: int, stride: int, padding: str, dilation: int) -> Array:
@@ -102,7 +103,7 @@ def vector_jacobian_product(function: Any, inputs: Array, cotangent: Array) -> A
     if backend == "jax":
         import jax
 
-        return to_numpy(jax.grad(lambda x: (function(x) * cotangent).sum())(jax.numpy.asarray(inputs)))
+        return to_numpy(jax.jit(jax.grad(lambda x: (function(x) * cotangent).sum()))(jax.numpy.asarray(inputs)))
     import torch
 
     tensor = torch.tensor(inputs, requires_grad=True)

@@ -152,8 +152,17 @@ def grouped_convolution_bound(kernels: Array, axes: Sequence[Axis]) -> float:
 
 def overlap_bound(kernels: Array, axes: Sequence[Axis]) -> float:
     """Returns the norm of the reshaped kernels times the root of the number of taps that can meet one input."""
+    return repeated_bound(kernels, _overlap(axes))
+
+
+def repeated_bound(kernels: Array, overlap: int) -> float:
+    """Returns the norm of the reshaped kernels times the root of an overlap.
+
+    With the reshaped kernel K, `|y|^2 = sum_o |K x_o|^2 <= |K|^2 sum_o |x_o|^2`, and in the last sum each input is
+    counted once for each tap that meets it.
+    """
     reshaped = spectral_norm_bound(kernels.reshape(len(kernels), -1, kernels.shape[-1]))
-    return product_up(root_up(float(_overlap(axes))), reshaped)
+    return product_up(root_up(float(overlap)), reshaped)
 
 
 def _overlap(axes: Sequence[Axis]) -> int:

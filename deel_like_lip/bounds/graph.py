@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -12,10 +12,11 @@ import numpy.typing as npt
 from deel_like_lip._geometry import entries
 from deel_like_lip._typing import Shape
 from deel_like_lip.bounds import layer_rules, op_rules  # noqa: F401 (they register their rules)
+from deel_like_lip.bounds.blocks import Block, calls_between, match_block
 from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.linear_maps import LinearMap, Matrix
 from deel_like_lip.bounds.operators import Scale
-from deel_like_lip.bounds.patterns import match_pattern
+from deel_like_lip.bounds.patterns import Pattern, match_pattern
 from deel_like_lip.bounds.rounding import (
     EPSILON,
     FLOAT32_ROUNDOFF,
@@ -158,11 +159,13 @@ def bound_graph(model: keras.Model, *, rounding: bool = False, verbose: int = 0)
 class _Walk:
     """One walk through a model, nested models included."""
 
-    def __init__(self, rounding: bool, progress: Any) -> None:
+    def __init__(self, rounding: bool, progress: Any = None, end: Any = None) -> None:
         self.table: list[LayerBound] = []
         self._rounding = rounding
         self._progress = progress
+        self._end = end  # a tensor that is bounded part by part, even where a block ends there
         self._effects: dict[Any, Sequence[Effect] | Combination] = {}
+        self._patterns: dict[int, Pattern | None] = {}
 
     def outputs_of(self, model: Any, inputs: Sequence[_Tensor]) -> list[_Tensor]:
         """Returns the bounds of a model's outputs. A refusal counts only if an output depends on it."""
@@ -176,7 +179,12 @@ class _Walk:
         bounds: dict[int, _Tensor | CannotBoundError] = {
             id(tensor): bound for tensor, bound in zip(model.inputs, inputs, strict=True)
         }
-        for call in _calls(model):
+        self._run_all(_calls(model), bounds)
+        return [_required(bounds, tensor) for tensor in model.outputs]
+
+    def _run_all(self, calls: Iterable[Call], bounds: dict[int, Any]) -> None:
+        """Adds the bounds of the outputs of calls, or why there are none."""
+        for call in calls:
             try:
                 outputs = self._call(call, bounds)
             except CannotBoundError as refusal:
@@ -185,20 +193,83 @@ class _Walk:
                 bounds.update((id(tensor), bound) for tensor, bound in zip(call.outputs, outputs, strict=True))
             if self._progress is not None and not isinstance(call.operation, keras.Model):
                 self._progress.add(1)
-        return [_required(bounds, tensor) for tensor in model.outputs]
 
     def _call(self, call: Call, bounds: dict[int, Any]) -> list[_Tensor]:
         if isinstance(call.operation, keras.Model):
             refuse_training(call)
             return self.outputs_of(call.operation, [_required(bounds, tensor) for tensor in call.inputs])
-        pattern = match_pattern(call)
-        if pattern is not None:
+        pattern = self._pattern(call)
+        if pattern is not None and id(pattern.source) in bounds:
             return self._run(call, pattern.effects, _required(bounds, pattern.source), pattern.kind)
         inputs = [_required(bounds, tensor) for tensor in call.inputs]
         effects = self._rule(call)
         if isinstance(effects, Combination):
-            return self._combine(call, effects, inputs)
-        return self._run(call, effects, inputs[0], type(call.operation).__name__)
+            outputs = self._combine(call, effects, inputs)
+        else:
+            outputs = self._run(call, effects, inputs[0], type(call.operation).__name__)
+        block = None if call.outputs[0] is self._end else match_block(call, self._read)
+        if block is None or id(block.source) not in bounds:  # it may begin before this walk does
+            return outputs
+        return [self._as_block(call, block, outputs[0], bounds)]
+
+    def _pattern(self, call: Call) -> Pattern | None:
+        """Returns the pattern that ends in a call, which is looked for once."""
+        key = id(call.outputs[0])
+        if key not in self._patterns:
+            self._patterns[key] = match_pattern(call)
+        return self._patterns[key]
+
+    def _read(self, call: Call) -> tuple[Any, Sequence[Effect]] | None:
+        """Returns what a call that has been bounded was computed from, and how, if it was from one tensor."""
+        if isinstance(call.operation, keras.Model):
+            return None
+        pattern = self._pattern(call)
+        if pattern is not None:
+            return pattern.source, pattern.effects
+        effects = self._rule(call)
+        return None if isinstance(effects, Combination) else (call.inputs[0], effects)
+
+    def _as_block(self, call: Call, block: Block, output: _Tensor, bounds: dict[int, Any]) -> _Tensor:
+        """Returns the output of a block's last call with the smaller of its bounds and those of the block."""
+        source = _required(bounds, block.source)
+        constant = block.constant
+        for start, end in block.parts:
+            own = _required(bounds, start)
+            fresh = dataclasses.replace(own, constant=1.0, by_input=(1.0,), maps=(), lines=frozenset())
+            constant = max(constant, self._from([start], end, fresh).constant)
+        result = output.at_most(constant, source)
+        if product_up(constant, source.constant) < output.constant:
+            self.table[-1] = LayerBound(call.operation.name, block.kind, constant, result.constant)
+            result = dataclasses.replace(result, lines=source.lines | {len(self.table) - 1})
+        if not self._rounding:
+            return result
+        # An error of the source passes with the constant of the block. What the block adds is that of its parts, at
+        # the source that was computed, which is exact in its own eyes.
+        assert source.error is not None
+        assert output.error is not None
+        computed = dataclasses.replace(source, size=source.size + source.error, error=Affine(), maps=())
+        end = call.outputs[0]
+        added = self._from([block.source], end, computed, end).error
+        at_zero = self._from([block.source], end, dataclasses.replace(computed, size=Affine()), end).size
+        assert added is not None
+        return dataclasses.replace(
+            result,
+            size=_smaller(output.size, source.size.scaled(constant) + Affine(at_zero.absolute)),
+            error=_smaller(output.error, source.error.scaled(constant) + added),
+        )
+
+    def _from(self, sources: Sequence[Any], target: Any, known: _Tensor, end: Any = None) -> _Tensor:
+        """Returns the bounds of a tensor from what is known of those that it is computed from.
+
+        With `end`, a tensor, also of rounding, where that one is bounded part by part.
+        """
+        between = calls_between(sources, target)
+        assert between is not None
+        walk = _Walk(rounding=end is not None, end=end)
+        walk._effects, walk._patterns = self._effects, self._patterns
+        bounds: dict[int, Any] = {id(source): known for source in sources}
+        walk._run_all(between[0], bounds)
+        return _required(bounds, target)
 
     def _rule(self, call: Call) -> Sequence[Effect] | Combination:
         """Applies the rule of a call, once for a shared layer that sees the same shapes."""
@@ -351,6 +422,11 @@ class _Walk:
 def _blocks(parts: Sequence[_Tensor]) -> float:
     """Bounds the constant of several tensors side by side: the norm of a block matrix is that of its blocks' norms."""
     return spectral_norm_bound(np.array([part.by_input for part in parts]))
+
+
+def _smaller(first: Affine, second: Affine) -> Affine:
+    """Returns one of two bounds that both hold: the one that grows more slowly."""
+    return min(first, second, key=lambda bound: (bound.relative, bound.absolute))
 
 
 def _gamma(roundings: int) -> float:

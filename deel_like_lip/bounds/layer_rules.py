@@ -41,7 +41,7 @@ def activation_effects(call: Call, found: Activation | None, name: str) -> Effec
     if found.constant == 1 and name == "linear":
         return []
     offset = math.inf if found.roundings is None else 0.0
-    return [Effect(found.constant, offset=offset, roundings=found.roundings, keeps_sizes=True)]
+    return [Effect(found.constant, None, offset, found.roundings, keeps_sizes=True, monotone=found.monotone)]
 
 
 def picked(call: Call, pick: Callable[[Any], Any] | None, repeats: int = 1, *, keeps_sizes: bool = False) -> Effects:
@@ -447,7 +447,8 @@ def _activation_layer(call: Call) -> Effects:
 @rule(layers.PReLU)
 def _prelu(call: Call) -> Effects:
     slopes = weight(call, call.operation.alpha)
-    return activation_effects(call, rectifier(float(np.max(np.abs(slopes), initial=0.0))), "prelu")
+    steepest = rectifier(float(np.max(np.abs(slopes), initial=0.0)))
+    return activation_effects(call, steepest._replace(monotone=bool(np.all(slopes >= 0))), "prelu")
 
 
 def not_the_batch(call: Call, axis: int, does: str) -> None:

@@ -17,6 +17,7 @@ from deel_like_lip.bounds.operators import (
     Convolution,
     Dense,
     Operator,
+    PaddedConvolution,
     Pick,
     Scale,
     add,
@@ -148,6 +149,8 @@ class LinearMap:
         inputs, middle, outputs = (_entries(shape) for shape in (self.in_shape, self.out_shape, operator.out_shape))
         if self.write is None or inputs * outputs > LARGEST_MATRIX:
             return False
+        if isinstance(operator, PaddedConvolution):
+            return max(middle, _entries(operator.convolution.in_shape)) * outputs <= LARGEST_MATRIX
         if isinstance(operator, Convolution):
             return middle * outputs <= LARGEST_MATRIX
         return not isinstance(operator, Pick) or operator.pick is not None

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deel_like_lip._geometry import entries
-from deel_like_lip.bounds.activations import Activation, known_activation, rectifier
+from deel_like_lip.bounds.activations import Activation, exponential_unit, known_activation, rectifier
 from deel_like_lip.bounds.layer_rules import (
     activation_effects,
     average_pooling,
@@ -71,7 +71,7 @@ def _leaky_relu(call: Call) -> Effects:
 
 @rule("Elu")
 def _elu(call: Call) -> Effects:
-    return activation_effects(call, Activation(max(1.0, abs(float(call.operation.alpha)))), "elu")
+    return activation_effects(call, exponential_unit(float(call.operation.alpha)), "elu")
 
 
 @rule("Softmax")

@@ -11,8 +11,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from deel_like_lip._geometry import entries
 from deel_like_lip._typing import Shape
-from deel_like_lip.bounds.convolution import Axis, explicit_matrix, grouped_convolution_bound, overlap_bound
+from deel_like_lip.bounds.convolution import (
+    Axis,
+    explicit_matrix,
+    grouped_convolution_bound,
+    overlap_bound,
+    repeated_bound,
+)
 from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.rounding import EPSILON, norm_up, product_up, root_up, up
 
@@ -75,10 +82,14 @@ class Pick(Operator):
         return 0
 
     def apply(self, images: Array) -> Array:
-        assert self.pick is not None
-        indices = self.pick(np.arange(images[0].size).reshape(1, *images.shape[1:]))[0]
+        indices = self.indices(images.shape[1:])
         flat = images.reshape(len(images), -1)
         return np.where(indices >= 0, flat[:, indices.reshape(-1)].reshape(len(images), *indices.shape), 0.0)
+
+    def indices(self, shape: Shape) -> npt.NDArray[np.int64]:
+        """Returns which entry of a sample of that shape each output is, -1 for zeros."""
+        assert self.pick is not None
+        return self.pick(np.arange(entries(shape) or 0).reshape(1, *shape))[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -256,12 +267,13 @@ class Convolution(Operator):
     error: float = 0.0
 
     @property
-    def _error_norm(self) -> float:
+    def kernel_error(self) -> float:
+        """By how much the norm may be off because the kernels are."""
         return product_up(root_up(float(math.prod(axis.taps for axis in self.axes))), self.error)
 
     @functools.cached_property
     def norm(self) -> float:
-        return up(grouped_convolution_bound(self.kernels, self.axes) + self._error_norm)
+        return up(_convolution_norm(self.kernels.tobytes(), self.kernels.shape, self.axes) + self.kernel_error)
 
     @functools.cached_property
     def absolute_norm(self) -> float:
@@ -272,7 +284,7 @@ class Convolution(Operator):
             spatial = tuple(range(1, kernels.ndim - 2))
             summed = spectral_norm_bound(np.sum(kernels, axis=spatial)) * (1 + EPSILON * math.prod(kernels.shape[1:-2]))
             bound = min(bound, summed)
-        return up(bound + self._error_norm)
+        return up(bound + self.kernel_error)
 
     @property
     def terms(self) -> int:
@@ -280,7 +292,7 @@ class Convolution(Operator):
         return taps * int(self.kernels.shape[-1] if self.transposed else self.kernels.shape[-2])
 
     @functools.cached_property
-    def _matrix(self) -> Array:
+    def matrix(self) -> Array:
         """The convolution as a matrix of flat samples, `(inputs, outputs)` of the operator."""
         groups, rank = len(self.kernels), len(self.axes)
         inputs, outputs = self.kernels.shape[-2:]
@@ -297,7 +309,65 @@ class Convolution(Operator):
         return matrix.T if self.transposed else matrix
 
     def apply(self, images: Array) -> Array:
+        return (images.reshape(len(images), -1) @ self.matrix).reshape(len(images), *self.out_shape)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PaddedConvolution(Operator):
+    """A convolution of an image around which values of it are repeated.
+
+    Attributes:
+        pad: What repeats them.
+        convolution: The convolution of the padded image.
+        overlap: The largest number of taps, over all windows together, that meet one value of the image or its copies.
+    """
+
+    pad: Pick
+    convolution: Convolution
+    overlap: int
+
+    @functools.cached_property
+    def norm(self) -> float:
+        convolution = self.convolution
+        repeated = repeated_bound(convolution.kernels, self.overlap)
+        # Here an error of the kernels, in Frobenius norm, is one of the reshaped kernels.
+        repeated = up(repeated + product_up(root_up(float(self.overlap)), convolution.error))
+        bound = min(repeated, product_up(self.pad.norm, convolution.norm))
+        inputs, padded, outputs = (entries(shape) or 0 for shape in (self.in_shape, self.pad.out_shape, self.out_shape))
+        if max(inputs, padded) * outputs > LARGEST_MATRIX:
+            return bound
+        # Entries of the matrix are sums of at most as many terms as there are in one of the convolution.
+        rounding = EPSILON * (2 * self.terms + 8) * self.absolute_norm * math.sqrt(inputs)
+        carried = product_up(self.pad.norm, convolution.kernel_error)
+        return min(bound, up(spectral_norm_bound(self._matrix) + (rounding + carried)))
+
+    @functools.cached_property
+    def absolute_norm(self) -> float:
+        convolution = self.convolution
+        repeated = repeated_bound(np.abs(convolution.kernels), self.overlap)
+        repeated = up(repeated + product_up(root_up(float(self.overlap)), convolution.error))
+        return min(repeated, product_up(self.pad.norm, convolution.absolute_norm))
+
+    @property
+    def terms(self) -> int:
+        return self.convolution.terms
+
+    @functools.cached_property
+    def _matrix(self) -> Array:
+        """As that of a convolution. Rows of values that are repeated are summed."""
+        padded = self.convolution.matrix
+        matrix = np.zeros((entries(self.in_shape) or 0, padded.shape[1]))
+        np.add.at(matrix, self.pad.indices(self.in_shape).reshape(-1), padded)
+        return matrix
+
+    def apply(self, images: Array) -> Array:
         return (images.reshape(len(images), -1) @ self._matrix).reshape(len(images), *self.out_shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _convolution_norm(kernels: bytes, shape: tuple[int, ...], axes: tuple[Axis, ...]) -> float:
+    """Returns the bound of a convolution, once for one that is applied several times in a row."""
+    return grouped_convolution_bound(np.frombuffer(kernels).reshape(shape), axes)
 
 
 # --- one after another, and in sums ----------------------------------------------------------------------------------
@@ -308,6 +378,11 @@ def merge(first: Operator, second: Operator) -> Operator | None:
 
     So a convolution and the batch normalization after it are bounded as one convolution.
     """
+    if isinstance(first, PaddedConvolution):
+        merged = merge(first.convolution, second)
+        if not isinstance(merged, Convolution):
+            return None
+        return dataclasses.replace(first, convolution=merged, out_shape=merged.out_shape)
     if isinstance(first, Convolution) and not first.transposed:
         matrix = _on_channels(second, _channel_axis(first))
         if matrix is None:

@@ -13,16 +13,25 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from deel_like_lip._geometry import entries
+from deel_like_lip._geometry import entries, largest_overlap
 from deel_like_lip.bounds.convolution import Axis
 from deel_like_lip.bounds.layer_rules import image_area, not_the_batch, spread_norm, window_overlap
 from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.op_rules import operands, reduced_axes
-from deel_like_lip.bounds.operators import Centering, Convolution
+from deel_like_lip.bounds.operators import Centering, Convolution, PaddedConvolution, Pick, spatial_axes
 from deel_like_lip.bounds.rounding import EPSILON, FLOAT32_ROUNDOFF, FLOAT32_UNDERFLOW, product_up, root_up, up
-from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear
+from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear, weight
 
 Array = npt.NDArray[np.float64]
+
+_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+_ZERO_PADDINGS = (keras.layers.ZeroPadding1D, keras.layers.ZeroPadding2D, keras.layers.ZeroPadding3D)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,39 +122,262 @@ def _circular_convolution(call: Call) -> Pattern | None:
     the operator is a part of a circular convolution.
     """
     layer = call.operation
-    if not _is(call, keras.layers.Conv2D) or layer.padding != "valid":
+    if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid":
         return None
-    spatial = (1, 2) if layer.data_format == "channels_last" else (2, 3)
+    spatial = [axis + 1 for axis in spatial_axes(layer.rank, layer.data_format == "channels_first")]
     source, wrapped = call.inputs[0], dict[int, Axis]()
-    while True:
-        take = producer(source)
-        if take is None or not _is(take, "Take"):
-            break
-        axis = take.operation.axis
-        if axis not in spatial or axis in wrapped:
-            break
-        indices = np.asarray(take.argument(1, "indices"))
-        size = take.input_shape[axis]
+    while (take := _periodic_take(source, spatial)) is not None and take.axis not in wrapped:
+        axis, size = take.axis, take.size
         where = spatial.index(axis)
         stride, outputs = layer.strides[where], call.outputs[0].shape[axis]
-        if indices.ndim != 1 or not indices.size or size is None or np.any(abs(indices + 0.5) > size):
+        if size % stride or outputs * stride > size:
             break
-        periodic = np.all((indices[1:] - indices[:-1] - 1) % size == 0)
-        if not periodic or size % stride or outputs * stride > size:
-            break
-        before = int(-indices[0] % size)
-        wrapped[axis] = Axis(layer.kernel_size[where], stride, layer.dilation_rate[where], before, size, outputs, True)
-        source = take.inputs[0]
+        wrapped[axis] = Axis(
+            layer.kernel_size[where], stride, layer.dilation_rate[where], take.before, size, outputs, True
+        )
+        source = take.source
     if not wrapped:
         return None
-    effects = apply_rule(call)
-    assert not isinstance(effects, Combination)
-    linear_part, *activation = effects
-    operator = linear_part.operator
-    assert isinstance(operator, Convolution)
+    linear_part, operator, activation = _parts(call)
     axes = tuple(wrapped.get(axis, own) for axis, own in zip(spatial, operator.axes, strict=True))
     torus = Convolution(tuple(source.shape[1:]), operator.out_shape, operator.kernels, axes, operator.channels_first)
     return Pattern(source, [linear(torus, offset=linear_part.offset), *activation], "circular convolution")
+
+
+def _circular_transpose(call: Call) -> Pattern | None:
+    """A transposed convolution of an image that was continued periodically, cropped to one period of its output.
+
+    Of n inputs, with `a` repeated before them and others behind, input o lies at `o + a` and adds its tap t at
+    `s (o + a) + d t`. After cropping by c, output p of n s is the sum over `s o + d t - b = p`, where `b = c - s a`.
+    Were the image repeated without end, that would be the transpose of a circular convolution. So it is where no input
+    is missed: one place before the first, the last tap lies at `d (k - 1) - s`, which must be before the cropped range,
+    and one place behind the last of m, the first tap lies at `s m`, which must be behind it.
+    """
+    above = producer(call.inputs[0]) if _is(call, keras.layers.Cropping2D) else None
+    if above is None or not _is(above, keras.layers.Conv2DTranspose):
+        return None
+    layer = above.operation
+    plain = layer.padding == "valid" and layer.output_padding is None
+    if not plain or call.operation.data_format != layer.data_format or layer.activation is not keras.activations.linear:
+        return None
+    spatial = [axis + 1 for axis in spatial_axes(layer.rank, layer.data_format == "channels_first")]
+    source, takes = above.inputs[0], dict[int, _Take]()
+    while (take := _periodic_take(source, spatial)) is not None and take.axis not in takes:
+        takes[take.axis] = take
+        source = take.source
+    axes = []
+    for where, axis in enumerate(spatial):
+        taps, stride, dilation = layer.kernel_size[where], layer.strides[where], layer.dilation_rate[where]
+        size, count = source.shape[axis], above.inputs[0].shape[axis]
+        if size is None:
+            return None
+        repeated = takes[axis].before if axis in takes else 0
+        crop, outputs = call.operation.cropping[where][0], call.outputs[0].shape[axis]
+        last_of_missing = dilation * (taps - 1) - stride
+        if outputs != size * stride or last_of_missing >= crop or stride * count < crop + outputs:
+            return None
+        axes.append(Axis(taps, stride, dilation, crop - stride * repeated, outputs, size, True))
+    linear_part, operator, _ = _parts(above)
+    torus = Convolution(
+        tuple(source.shape[1:]),
+        tuple(call.outputs[0].shape[1:]),
+        operator.kernels,
+        tuple(axes),
+        operator.channels_first,
+        transposed=True,
+    )
+    return Pattern(source, [linear(torus, offset=linear_part.offset)], "circular transposed convolution")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Take:
+    """A call that continues an image periodically along one axis.
+
+    Attributes:
+        source: The image.
+        axis: The axis.
+        size: Its size.
+        before: Which position, counted backwards from the start of the image, comes first: from 0 to the size, without.
+    """
+
+    source: Any
+    axis: int
+    size: int
+    before: int
+
+
+def _periodic_take(tensor: Any, spatial: Sequence[int]) -> _Take | None:
+    """Returns how a tensor continues an image along a spatial axis, or None."""
+    take = producer(tensor)
+    if take is None or not _is(take, "Take"):
+        return None
+    axis = take.operation.axis
+    if axis not in spatial:
+        return None
+    indices, size = np.asarray(take.argument(1, "indices")), take.input_shape[axis]
+    if indices.ndim != 1 or not indices.size or size is None or np.any(abs(indices + 0.5) > size):
+        return None
+    if np.any((indices[1:] - indices[:-1] - 1) % size):
+        return None
+    return _Take(take.inputs[0], axis, size, int(-indices[0] % size))
+
+
+def _padded_convolution(call: Call) -> Pattern | None:
+    """A convolution of an image that was continued by its own values: most of them are not repeated."""
+    layer = call.operation
+    if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid" or None in call.in_shape:
+        return None
+    spatial = [axis + 1 for axis in spatial_axes(layer.rank, layer.data_format == "channels_first")]
+    source, taken = call.inputs[0], dict[int, npt.NDArray[np.int64]]()
+    while True:
+        take = producer(source)
+        if take is None or not _is(take, "Take") or len(take.inputs) > 1:
+            break
+        axis, indices = take.operation.axis, np.asarray(take.argument(1, "indices"))
+        size = None if axis is None else take.input_shape[axis]
+        if axis not in spatial or axis in taken or indices.ndim != 1 or size is None:
+            break
+        if np.any(indices < -size) or np.any(indices >= size):
+            break
+        taken[axis] = indices % size
+        source = take.inputs[0]
+    if not taken or None in source.shape[1:]:
+        return None
+
+    def pick(array: Any) -> Any:
+        for axis, indices in taken.items():
+            array = np.take(array, indices, axis)
+        return array
+
+    overlap = math.prod(
+        largest_overlap(taken.get(axis, np.arange(call.input_shape[axis] or 0)), taps, stride, dilation)
+        for axis, taps, stride, dilation in zip(
+            spatial, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
+        )
+    )
+    repeats = math.prod(int(np.max(np.bincount(indices))) for indices in taken.values())
+    pad = Pick(tuple(source.shape[1:]), call.in_shape, repeats, pick)
+    linear_part, convolution, activation = _parts(call)
+    operator = PaddedConvolution(pad.in_shape, convolution.out_shape, pad, convolution, overlap)
+    return Pattern(source, [linear(operator, offset=linear_part.offset), *activation], "padded convolution")
+
+
+def _zero_padded_convolution(call: Call) -> Pattern | None:
+    """A convolution of an image around which a layer puts zeros: they are known, unlike a part of an image."""
+    layer = call.operation
+    if not _is(call, *_CONVOLUTIONS) or layer.padding != "valid":
+        return None
+    above = producer(call.inputs[0])
+    if above is None or not _is(above, *_ZERO_PADDINGS) or above.operation.data_format != layer.data_format:
+        return None
+    pads = above.operation.padding
+    pads = [pads] if isinstance(pads[0], int) else pads
+    linear_part, operator, activation = _parts(call)
+    axes = tuple(
+        dataclasses.replace(axis, before=before, size=None if axis.size is None else axis.size - before - after)
+        for axis, (before, after) in zip(operator.axes, pads, strict=True)
+    )
+    source = above.inputs[0]
+    whole = dataclasses.replace(operator, in_shape=tuple(source.shape[1:]), axes=axes)
+    return Pattern(source, [linear(whole, offset=linear_part.offset), *activation], "zero-padded convolution")
+
+
+def _parts(call: Call) -> tuple[Effect, Convolution, list[Effect]]:
+    """Returns the linear effect of a convolution layer, its operator, and the effects of its activation."""
+    effects = apply_rule(call)
+    assert not isinstance(effects, Combination)
+    linear_part, *activation = effects
+    assert isinstance(linear_part.operator, Convolution)
+    return linear_part, linear_part.operator, activation
+
+
+def _skew_series(call: Call) -> Pattern | None:
+    """`x + a_1 T x + a_2 T T x + ...`, a polynomial p of a skew-symmetric convolution T, such as a series of `exp(T)`.
+
+    T is a normal operator with eigenvalues `i s`, where `|s|` is at most its norm, so the norm of `p(T)` is the largest
+    `|p(i s)|`.
+    """
+    links: list[_Link] = []
+    current: Call | None = call
+    while current is not None and _is(current, "Add") and len(current.inputs) == 2:
+        total, term = current.inputs
+        if links and term is not links[-1].source:
+            return None
+        link = _skew_link(term)
+        if link is None or (links and link.layer is not links[-1].layer):
+            return None
+        links.append(link)
+        if link.source is total:
+            coefficients = [1.0]
+            for each in reversed(links):
+                coefficients.append(coefficients[-1] * each.factor)
+            norm = max(each.operator.norm for each in links)
+            constant = _largest_on_imaginary_axis(coefficients, norm)
+            return Pattern(total, [Effect(constant, roundings=None)], "series of a skew-symmetric convolution")
+        current = producer(total)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Link:
+    """A tensor that is `factor` times a convolution, without a bias, of another.
+
+    Attributes:
+        source: The other tensor.
+        layer: The plain layer.
+        operator: The convolution, circular where the source is continued periodically.
+        factor: The factor.
+    """
+
+    source: Any
+    layer: Any
+    operator: Convolution
+    factor: float
+
+
+def _skew_link(tensor: Any) -> _Link | None:
+    """Returns how a tensor is computed by a skew-symmetric convolution, or None."""
+    call, factor = producer(tensor), 1.0
+    if call is not None and _is(call, "Divide", "TrueDivide") and len(call.inputs) == 1:
+        divisor = call.argument(1, "x2")
+        if not isinstance(divisor, (int, float)) or divisor == 0:
+            return None
+        factor, call = 1 / divisor, producer(call.inputs[0])
+    if call is None or not _is(call, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D):
+        return None
+    layer = call.operation
+    if layer.use_bias or layer.activation is not keras.activations.linear or max(layer.strides) > 1:
+        return None
+    kernels = np.stack(np.split(weight(call, layer.kernel), layer.groups, axis=-1))
+    mirrored = np.flip(kernels, tuple(range(1, kernels.ndim - 2))).swapaxes(-1, -2)
+    if mirrored.shape != kernels.shape or np.any(mirrored != -kernels):
+        return None
+    pattern = _circular_convolution(call)
+    effects = apply_rule(call) if pattern is None else pattern.effects
+    assert not isinstance(effects, Combination)
+    (effect,) = effects
+    operator = effect.operator
+    assert isinstance(operator, Convolution)
+    # Tap t of output o meets input `o + d (t - (k - 1) / 2)`, and tap `k - 1 - t` of that output meets o: their entries
+    # are opposite, also where both are cut off.
+    centred = all(2 * axis.before == axis.dilation * (axis.taps - 1) for axis in operator.axes)
+    if not centred or any(axis.size != axis.outputs for axis in operator.axes):
+        return None
+    return _Link(call.inputs[0] if pattern is None else pattern.source, layer, operator, factor)
+
+
+def _largest_on_imaginary_axis(coefficients: Sequence[float], limit: float) -> float:
+    """Returns an upper bound of `|sum_j a_j (i s)^j|` for all real s up to a limit, which is the same for -s.
+
+    On a grid, and with what the derivative, at most `sum_j j |a_j| limit^(j - 1)`, allows up to its nearest point.
+    """
+    points = 2**16
+    grid = 1j * np.linspace(0.0, limit, points + 1)
+    largest = float(np.max(np.abs(np.polynomial.polynomial.polyval(grid, coefficients))))
+    sizes = [abs(value) * max(limit, 1.0) ** power for power, value in enumerate(coefficients)]
+    slope = sum(power * size for power, size in enumerate(sizes))
+    rounding = EPSILON * (16 * len(coefficients) + 16) * sum(sizes)
+    return up((largest + slope * limit / points + rounding) * (1 + 16 * EPSILON))
 
 
 def _centering(call: Call) -> Pattern | None:
@@ -253,6 +485,10 @@ _MATCHERS = (
     _sorted_pairs,
     _l2_norm_pooling,
     _circular_convolution,
+    _circular_transpose,
+    _padded_convolution,
+    _zero_padded_convolution,
+    _skew_series,
     _centering,
     _folded_line,
     _smooth_absolute_value,

@@ -74,6 +74,7 @@ class Effect:
             the operator, each relative to the values that f gives; None if that is not known.
         underflow: What a result may lose, in l2, to underflow of what it is computed from.
         keeps_sizes: Whether sizes of the output that are not known are those of the input, axis by axis.
+        monotone: Whether f acts on each value by itself and never decreases: its slopes lie in [0, constant].
     """
 
     constant: float
@@ -82,6 +83,7 @@ class Effect:
     roundings: int | None = 0
     underflow: float = 0.0
     keeps_sizes: bool = False
+    monotone: bool = False
 
 
 def linear(operator: Operator, *, offset: float = 0.0, roundings: int = 0, keeps_sizes: bool = False) -> Effect:

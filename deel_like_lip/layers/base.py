@@ -1,8 +1,6 @@
 """What every layer of this library has: a constant, a constrained kernel where it has a kernel, and a fold."""
 
 import contextvars
-import math
-import numbers
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -10,6 +8,7 @@ import keras
 from keras import ops
 
 from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip._validation import checked_positive
 from deel_like_lip.bounds.activations import activation_constant
 from deel_like_lip.parametrizations import Parametrization, with_tangent_gradient
 
@@ -29,13 +28,7 @@ class LipschitzLayer(keras.layers.Layer):
 
     def __init__(self, *args: Any, k_coef_lip: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        valid = isinstance(k_coef_lip, numbers.Real) and not isinstance(k_coef_lip, bool)
-        if not valid or not 0 < k_coef_lip < math.inf:
-            raise ValueError(
-                "Invalid value for argument `k_coef_lip`. Expected a positive finite number. "
-                f"Received: k_coef_lip={k_coef_lip}"
-            )
-        self.k_coef_lip = float(k_coef_lip)
+        self.k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")
 
     def fold(self) -> Callable[[Tensor], Tensor]:
         """Returns a function that does the same with built-in Keras layers and ops only.
@@ -63,7 +56,7 @@ class ConstrainedKernel(LipschitzLayer):
     activation: Any
 
     # Arguments of the Keras layers that would undo or double what this class does.
-    _REFUSED = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
+    _REFUSED: tuple[str, ...] = ("kernel_constraint", "lora_rank", "lora_alpha", "quantization_config")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         for name in self._REFUSED:
@@ -111,6 +104,10 @@ class ConstrainedKernel(LipschitzLayer):
             weight = with_tangent_gradient(self.parametrization, weight)
         kernel = self.parametrization.kernel(weight, self._kernel_shape)
         return kernel if training is None else ops.cast(kernel, self.compute_dtype)
+
+    @kernel.setter
+    def kernel(self, variable: Tensor) -> None:
+        """Takes the variable that some Keras layers assign in `build`; `add_weight` has kept it already."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         return self._call_in_training(inputs) if training else self._call_as_keras(inputs, training=False)
@@ -165,7 +162,7 @@ class ConstrainedKernel(LipschitzLayer):
             if not plain.built:
                 plain.build(inputs.shape)
                 plain.set_weights(weights)
-            return activation(plain(inputs))
+            return activation(self._finish_outputs(plain(inputs)))
 
         return folded
 
@@ -184,6 +181,10 @@ class ConstrainedKernel(LipschitzLayer):
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         """Applies what comes before the plain layer, such as padding."""
         return inputs
+
+    def _finish_outputs(self, outputs: Tensor) -> Tensor:
+        """Applies what comes between the plain layer and the activation, such as cropping."""
+        return outputs
 
 
 _Layer = TypeVar("_Layer", bound=keras.layers.Layer)

@@ -28,9 +28,11 @@ class Parametrization(abc.ABC):
 
     Args:
         norm: What the norm of the kernel as a matrix may be. A layer sets it by `bind`.
+        geometry: What a convolution does with its kernel, or None for a dense layer. A layer sets it by `bind`.
     """
 
     norm: float = 1.0
+    geometry: ConvolutionGeometry | None = dataclasses.field(default=None, repr=False, kw_only=True)
 
     @property
     def constraint(self) -> Self | None:
@@ -97,8 +99,9 @@ class Parametrization(abc.ABC):
         return self.retract(weight)
 
     def get_config(self) -> dict[str, Any]:
-        """Returns the arguments without `norm`, which the layer that is loaded sets again."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "norm"}
+        """Returns the arguments without those that the layer which is loaded sets again."""
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("norm", "geometry")]
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
@@ -111,11 +114,16 @@ class ReshapedKernel(Parametrization):
     For a convolution `norm` is divided by the factor that leads from that matrix to the operator.
     """
 
+    @property
+    def groups(self) -> int | None:
+        """As in `ConvolutionGeometry`."""
+        return 1 if self.geometry is None else self.geometry.groups
+
     def bind(self, norm: float, geometry: ConvolutionGeometry | None = None) -> Self:
         factor = 1.0
         if geometry is not None:
             factor = reshaped_kernel_factor(geometry.kernel_size, geometry.strides, geometry.dilation_rate)
-        return dataclasses.replace(self, norm=norm / factor)
+        return dataclasses.replace(self, norm=norm / factor, geometry=geometry)
 
 
 class ComputedKernel(Parametrization):
@@ -163,9 +171,50 @@ def upstream_gradient(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tens
     return args[-1] if upstream is None else upstream
 
 
-def as_matrix(kernel: Tensor) -> Tensor:
-    """Returns the matrix with the last axis as columns, in float32 or float64."""
-    return ops.reshape(in_float32(kernel), (-1, kernel.shape[-1]))
+def as_matrix(kernel: Tensor, groups: int | None = 1) -> Tensor:
+    """Returns the matrix with the last axis as columns, in float32 or float64, or a stack of the matrices of groups.
+
+    Args:
+        kernel: Tensor of any rank.
+        groups: Number of groups that the last axis is split into, or None where the axis before it counts them.
+
+    Returns:
+        Tensor of shape `(rows, columns)` for one group, and else `(groups, rows, columns)`.
+    """
+    kernel = in_float32(kernel)
+    if groups == 1:
+        return ops.reshape(kernel, (-1, kernel.shape[-1]))
+    shape = (-1, *kernel.shape[-2:]) if groups is None else (-1, groups, kernel.shape[-1] // groups)
+    return ops.transpose(ops.reshape(kernel, shape), (1, 0, 2))
+
+
+def from_matrix(matrix: Tensor, shape: Shape) -> Tensor:
+    """Undoes `as_matrix`."""
+    return ops.reshape(matrix if len(matrix.shape) == 2 else ops.transpose(matrix, (1, 0, 2)), shape)
+
+
+def transpose(matrix: Tensor) -> Tensor:
+    """Returns the transpose of a matrix, or those of a stack."""
+    return ops.transpose(matrix) if len(matrix.shape) == 2 else ops.swapaxes(matrix, -1, -2)
+
+
+def gram_matrix(matrix: Tensor) -> Tensor:
+    """Returns the Gram matrix of the smaller side of a matrix, or those of a stack."""
+    wide = matrix.shape[-2] < matrix.shape[-1]
+    return ops.matmul(matrix, transpose(matrix)) if wide else ops.matmul(transpose(matrix), matrix)
+
+
+def times_column(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Returns the matrix, or each of a stack, times a vector, or one for each of them: shape `(..., rows)`.
+
+    One matrix and a vector of rank 1 are what JAX multiplies fast: a column of rank 2 it does not.
+    """
+    return ops.matmul(matrix, vector) if len(matrix.shape) == 2 else ops.matmul(matrix, vector[..., None])[..., 0]
+
+
+def row_times(vector: Tensor, matrix: Tensor) -> Tensor:
+    """Returns a vector times the matrix, as `times_column` does of its transpose."""
+    return ops.matmul(vector, matrix) if len(matrix.shape) == 2 else ops.matmul(vector[..., None, :], matrix)[..., 0, :]
 
 
 def in_float32(tensor: Tensor) -> Tensor:

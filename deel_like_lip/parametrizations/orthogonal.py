@@ -17,7 +17,17 @@ from keras import ops
 from deel_like_lip._fusion import compiled
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, probe, upstream_gradient
+from deel_like_lip.parametrizations.base import (
+    ReshapedKernel,
+    as_matrix,
+    from_matrix,
+    gram_matrix,
+    probe,
+    row_times,
+    times_column,
+    transpose,
+    upstream_gradient,
+)
 
 # In training, a kernel is only scaled as long as its squared singular values differ by no more than this share of their
 # mean, as estimated from below by power iteration. The true share is 1.3 times that where eigenvalues lie in a
@@ -52,15 +62,15 @@ _POLAR_EXPRESS = (
 class Orthogonal(ReshapedKernel):
     """Kernels whose singular values are all `norm`.
 
-    A kernel of any rank stands for the matrix with its last axis as columns. A matrix with at least as many rows as
-    columns has orthogonal columns, a wider one orthogonal rows.
+    A kernel of any rank stands for the matrix with its last axis as columns, or for one such matrix for each group of a
+    convolution. A matrix with at least as many rows as columns has orthogonal columns, a wider one orthogonal rows.
 
     Args:
         norm: The value of all singular values.
     """
 
     def start(self, initializer: Any, shape: Shape, dtype: Any = None) -> Tensor:
-        if type(initializer) is keras.initializers.Orthogonal and initializer.gain == 1:
+        if type(initializer) is keras.initializers.Orthogonal and initializer.gain == 1 and self.groups == 1:
             # What it returns needs no projection. On torch its columns lie in one piece; training wants rows.
             return ops.reshape(ops.reshape(initializer(shape, dtype=dtype) * self.norm, (-1,)), shape)
         return super().start(initializer, shape, dtype)
@@ -72,13 +82,8 @@ class Orthogonal(ReshapedKernel):
         return self._by_matrix(_stay_near, kernel)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
-        matrix, direction = as_matrix(kernel), as_matrix(gradient)
-        wide = matrix.shape[0] < matrix.shape[1]
-        left, right = (direction, ops.transpose(matrix)) if wide else (ops.transpose(matrix), direction)
-        inner = ops.matmul(left, right)
-        normal = (inner + ops.transpose(inner)) * (0.5 / self.norm**2)
-        removed = ops.matmul(normal, matrix) if wide else ops.matmul(matrix, normal)
-        return ops.cast(ops.reshape(direction - removed, gradient.shape), gradient.dtype)
+        matrix, direction = as_matrix(kernel, self.groups), as_matrix(gradient, self.groups)
+        return ops.cast(from_matrix(tangent(matrix, direction, self.norm), gradient.shape), gradient.dtype)
 
     def tangent_matmul(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Returns `inputs @ kernel`; the gradient that reaches the kernel is tangent.
@@ -135,21 +140,39 @@ class Orthogonal(ReshapedKernel):
 
     def _by_matrix(self, function: Callable[[Tensor, float], Tensor], kernel: Tensor) -> Tensor:
         kernel = ops.convert_to_tensor(kernel)
-        return ops.cast(ops.reshape(function(as_matrix(kernel), self.norm), kernel.shape), kernel.dtype)
+        matrix = function(as_matrix(kernel, self.groups), self.norm)
+        return ops.cast(from_matrix(matrix, kernel.shape), kernel.dtype)
+
+
+def tangent(matrix: Tensor, direction: Tensor, norm: float = 1.0) -> Tensor:
+    """Returns the part of a direction along which an orthogonal matrix stays orthogonal, to first order.
+
+    Args:
+        matrix: Tensor of shape `(..., rows, columns)` whose singular values are `norm`.
+        direction: Tensor of the same shape.
+        norm: The value of all singular values.
+    """
+    wide = matrix.shape[-2] < matrix.shape[-1]
+    left, right = (direction, transpose(matrix)) if wide else (transpose(matrix), direction)
+    inner = ops.matmul(left, right)
+    normal = (inner + transpose(inner)) * (0.5 / norm**2)
+    return direction - _times(matrix, normal)
 
 
 @compiled
-def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
-    """Returns `norm` times the polar factor of a matrix.
+def orthogonalize(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOSE_ENOUGH) -> Tensor:
+    """Returns `norm` times the polar factor of a matrix, or of each matrix of a stack.
 
     Where the matrix is far, by Polar Express and closing Newton-Schulz steps: one whose smallest singular value is 1e-3
-    of the largest takes eight steps instead of twenty. Every singular value of the result is at most `norm`, up to the
-    rounding of the dtype, and at least 1 - 1e-3 of it; where the matrix is singular, its zero singular values stay
-    zero. Not meant to be differentiated: on JAX it cannot be.
+    of the largest takes eight steps instead of twenty. A stack takes the steps that its farthest matrix needs. Every
+    singular value of the result is at most `norm`, up to the rounding of the dtype, and by default at least 1 - 1e-3 of
+    it; where the matrix is singular, its zero singular values stay zero. Not meant to be differentiated: on JAX it
+    cannot be.
 
     Args:
-        matrix: Tensor of shape `(rows, columns)`, float32 or float64.
+        matrix: Tensor of shape `(..., rows, columns)`, float32 or float64.
         norm: The value of all singular values.
+        close_enough: The distance `|W^T W / norm^2 - I|` from which one step more is the last.
 
     Returns:
         Tensor of the same shape and dtype.
@@ -159,14 +182,14 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0) -> Tensor:
         - Amsel, Persson, Musco and Gower, 2025, [The Polar Express](https://arxiv.org/abs/2505.16932)
     """
     unit = 1 / norm**2
-    gram = _gram(matrix)
+    gram = gram_matrix(matrix)
     # Row sums bound the largest eigenvalue. The start is scaled where they do not exclude a squared singular value
     # above 3, beyond which the steps would diverge.
     squared_scale = ops.maximum(_largest_row_sum(gram) * (unit / 2.9), 1.0)
     scaled = matrix / ops.sqrt(squared_scale)
-    far = _distance_from_identity(gram, unit / squared_scale) > _FAR
+    far = _distance_from_identity(gram, unit / squared_scale[..., 0]) > _FAR
     near = ops.cond(far, lambda: _polar_express(matrix, gram) * norm, lambda: scaled)
-    return _newton_schulz(near, math.inf, norm, _CLOSE_ENOUGH, _MAX_STEPS)
+    return _newton_schulz(near, math.inf, norm, close_enough, _MAX_STEPS)
 
 
 @compiled
@@ -174,12 +197,12 @@ def _stay_near(matrix: Tensor, norm: float) -> Tensor:
     """Returns the kernel after an update: scaled if the update was small, and near its polar factor otherwise.
 
     Singular values end in about [0.88, 1] times `norm`. That they are at most 1 rests on an estimate, which
-    `orthogonalize`, at the next call of the callback, does not.
+    `orthogonalize`, at the next call of the callback, does not. A stack takes the steps that its farthest matrix needs.
     """
     mean, spread = _squared_singular_values(matrix)
-    stays, far = spread <= _SPREAD, spread > _FAR
-    above = ops.where(ops.logical_or(stays, far), 1 + _SPREAD_FACTOR * spread, 1.0)
-    start = matrix * (norm / ops.sqrt(mean * above))
+    stays = _largest(spread) <= _SPREAD
+    above = ops.where(ops.logical_or(stays, spread > _FAR), 1 + _SPREAD_FACTOR * spread, 1.0)
+    start = matrix * (norm / ops.sqrt(mean * above))[..., None, None]
     distance = ops.where(stays, 0.0, math.inf)
     return _newton_schulz(start, distance, norm, _CLOSE_ENOUGH_IN_TRAINING, _MAX_STEPS_IN_TRAINING)
 
@@ -189,19 +212,16 @@ def _squared_singular_values(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     It is a norm of W^T W / mean - I, estimated from below by eight products of the kernel with a vector.
     """
-    wide = matrix.shape[0] < matrix.shape[1]
-    size = min(matrix.shape)
-    mean = ops.maximum(_dot(matrix, matrix) * (1 / size), _TINY)
+    wide = matrix.shape[-2] < matrix.shape[-1]
+    size = min(matrix.shape[-2:])
+    mean = ops.maximum(_squared_length(matrix, 2) * (1 / size), _TINY)
 
     def deviation(vector: Tensor) -> Tensor:
-        # As a column to the right of the matrix and as a row to the left of it: transposed, it would be slow on JAX.
-        if wide:
-            image = ops.matmul(matrix, ops.reshape(ops.matmul(ops.reshape(vector, (1, -1)), matrix), (-1, 1)))
-        else:
-            image = ops.matmul(ops.reshape(ops.matmul(matrix, ops.reshape(vector, (-1, 1))), (1, -1)), matrix)
-        return ops.reshape(image, (-1,)) / mean - vector
+        image = row_times(vector, matrix) if wide else times_column(matrix, vector)
+        square = times_column(matrix, image) if wide else row_times(image, matrix)
+        return square / mean[..., None] - vector
 
-    return mean, _norm_from_below(deviation, size, matrix.dtype)
+    return mean, _norm_from_below(deviation, (*matrix.shape[:-2], size), matrix.dtype)
 
 
 def _newton_schulz(matrix: Tensor, distance: Any, norm: float, close_enough: float, max_steps: int) -> Tensor:
@@ -218,7 +238,7 @@ def _newton_schulz(matrix: Tensor, distance: Any, norm: float, close_enough: flo
 
     def step(matrix: Tensor, distance: Tensor) -> tuple[Tensor, Tensor]:
         # Memory that is touched for the first time costs more than arithmetic: few tensors of the kernel's size.
-        gram = _gram(matrix)
+        gram = gram_matrix(matrix)
         return matrix * 1.5 + _times(matrix, gram * (-0.5 * unit)), _distance_from_identity(gram, unit)
 
     loop = ops.while_loop(
@@ -233,51 +253,50 @@ def _newton_schulz(matrix: Tensor, distance: Any, norm: float, close_enough: flo
 def _polar_express(matrix: Tensor, gram: Tensor) -> Tensor:
     """Returns a matrix near the polar factor of one that has this Gram matrix."""
     bound = _largest_row_sum(gram)
-    identity = ops.eye(gram.shape[0], dtype=gram.dtype)
+    identity = ops.eye(gram.shape[-1], dtype=gram.dtype)
     coefficients = ops.convert_to_tensor(np.array(_POLAR_EXPRESS), dtype=gram.dtype)
 
     def polynomial(index: Tensor, near: Tensor) -> Tensor:
         first, third, fifth = ops.unstack(ops.take(coefficients, index, axis=0))
-        square = _gram(near)
+        square = gram_matrix(near)
         return _times(near, first * identity + ops.matmul(square, third * identity + fifth * square))
 
     near = matrix / ops.sqrt(ops.where(bound > 0, bound, 1.0))
     return ops.fori_loop(0, len(_POLAR_EXPRESS), polynomial, near)
 
 
-def _gram(matrix: Tensor) -> Tensor:
-    """Returns the Gram matrix of the smaller side."""
-    transposed = ops.transpose(matrix)
-    wide = matrix.shape[0] < matrix.shape[1]
-    return ops.matmul(matrix, transposed) if wide else ops.matmul(transposed, matrix)
-
-
 def _times(matrix: Tensor, factor: Tensor) -> Tensor:
     """Multiplies the smaller side of a matrix."""
-    return ops.matmul(factor, matrix) if matrix.shape[0] < matrix.shape[1] else ops.matmul(matrix, factor)
+    return ops.matmul(factor, matrix) if matrix.shape[-2] < matrix.shape[-1] else ops.matmul(matrix, factor)
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Returns the sum of the products of the entries, without an intermediate tensor."""
-    return ops.dot(ops.reshape(left, (-1,)), ops.reshape(right, (-1,)))
+def _squared_length(tensor: Tensor, axes: int) -> Tensor:
+    """Returns the sum of squares over the last axes; without an intermediate tensor if those are all."""
+    if len(tensor.shape) > axes:
+        return ops.sum(ops.square(tensor), axis=tuple(range(-axes, 0)))
+    flat = ops.reshape(tensor, (-1,))
+    return ops.dot(flat, flat)
 
 
 def _largest_row_sum(gram: Tensor) -> Tensor:
-    """Returns the largest sum of absolute values in a row, a bound of the largest eigenvalue."""
-    return ops.max(ops.sum(ops.abs(gram), axis=1))
+    """Returns the largest sum of absolute values in a row, a bound of the largest eigenvalue; shape `(..., 1, 1)`."""
+    return ops.max(ops.sum(ops.abs(gram), axis=-1, keepdims=True), axis=-2, keepdims=True)
 
 
 def _distance_from_identity(gram: Tensor, scale: Any) -> Tensor:
-    """Estimates the spectral norm of `scale * gram - I` from below."""
-
-    def deviation(vector: Tensor) -> Tensor:
-        return ops.reshape(ops.matmul(gram, ops.reshape(vector, (-1, 1))), (-1,)) * scale - vector
-
-    return _norm_from_below(deviation, gram.shape[0], gram.dtype)
+    """Estimates the spectral norm of `scale * gram - I` from below; the largest of a stack."""
+    return _largest(
+        _norm_from_below(lambda vector: times_column(gram, vector) * scale - vector, gram.shape[:-1], gram.dtype)
+    )
 
 
-def _norm_from_below(symmetric: Callable[[Tensor], Tensor], size: int, dtype: Any) -> Tensor:
-    """Estimates the norm of a symmetric map of vectors by four power iterations."""
-    vector = ops.convert_to_tensor(probe(size), dtype=dtype)
+def _largest(values: Tensor) -> Tensor:
+    """Returns the largest value of a stack, or the only one."""
+    return ops.max(values) if len(values.shape) else values
+
+
+def _norm_from_below(symmetric: Callable[[Tensor], Tensor], shape: Shape, dtype: Any) -> Tensor:
+    """Estimates the norm of a symmetric map of vectors, or those of a stack, by four power iterations."""
+    vector = ops.convert_to_tensor(np.broadcast_to(probe(shape[-1]), shape), dtype=dtype)
     previous, vector = ops.fori_loop(0, 4, lambda _, pair: (pair[1], symmetric(pair[1])), (vector, vector))
-    return ops.sqrt(ops.sum(vector * vector) / (ops.sum(previous * previous) + _TINY))
+    return ops.sqrt(_squared_length(vector, 1) / (_squared_length(previous, 1) + _TINY))

@@ -4,21 +4,29 @@ from typing import Any
 
 import keras
 
+from deel_like_lip.parametrizations.aoc import AOC
 from deel_like_lip.parametrizations.aol import AOL
 from deel_like_lip.parametrizations.base import Parametrization
 from deel_like_lip.parametrizations.cayley import Cayley
 from deel_like_lip.parametrizations.cholesky import BlockReflector, CholeskyQR
 from deel_like_lip.parametrizations.exponential import Exponential
+from deel_like_lip.parametrizations.operator_norm import OperatorNorm
 from deel_like_lip.parametrizations.orthogonal import Orthogonal
+from deel_like_lip.parametrizations.soc import SOC
 from deel_like_lip.parametrizations.spectral import Spectral
 
 _NAMES: dict[str, type[Parametrization]] = {
+    "aoc": AOC,
     "aol": AOL,
+    "bcop": AOC,
     "bro": BlockReflector,
     "cayley": Cayley,
     "cholesky": CholeskyQR,
     "exponential": Exponential,
+    "operator_norm": OperatorNorm,
     "polar": Orthogonal,
+    "reshaped": Orthogonal,
+    "soc": SOC,
     "spectral": Spectral,
 }
 

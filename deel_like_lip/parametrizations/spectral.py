@@ -8,7 +8,7 @@ from keras import ops
 from deel_like_lip._fusion import compiled
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
-from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, probe
+from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, gram_matrix, probe, row_times, times_column
 
 _POWER_ITERATIONS = 4
 # Squarings of the Gram matrix: the bound exceeds the norm by a factor of at most n^(1 / 2^(k + 2)), 0.7 % for n = 1024.
@@ -19,10 +19,10 @@ _SQUARINGS = 8
 class Spectral(ReshapedKernel):
     """Kernels whose largest singular value is `norm`; the others are free.
 
-    A kernel of any rank stands for the matrix with its last axis as columns. `project` divides by an upper bound of the
-    spectral norm, so its result is never above `norm`, and below by less than 1 %. `retract`, in training, divides by
-    an estimate from below, by four power iterations, which cost little beside a batch: the norm is then above by up to
-    a fifth.
+    A kernel of any rank stands for the matrix with its last axis as columns, or for one such matrix for each group of a
+    convolution; the norm is that of the largest. `project` divides by an upper bound of the spectral norm, so its
+    result is never above `norm`, and below by less than 1 %. `retract`, in training, divides by an estimate from below,
+    by four power iterations, which cost little beside a batch: the norm is then above by up to a fifth.
 
     Args:
         norm: The spectral norm.
@@ -35,18 +35,11 @@ class Spectral(ReshapedKernel):
     """
 
     def project(self, kernel: Tensor) -> Tensor:
-        matrix = as_matrix(kernel)
-        return self._divided(kernel, _norm_above(matrix))
+        return self._divided(kernel, ops.max(norm_above(as_matrix(kernel, self.groups))))
 
     def retract(self, kernel: Tensor) -> Tensor:
-        matrix = as_matrix(kernel)
-        vector = ops.convert_to_tensor(probe(matrix.shape[1]), dtype=matrix.dtype)
-        tiny = float(np.finfo("float32").tiny)
-        for _ in range(_POWER_ITERATIONS):
-            vector = ops.matmul(ops.matmul(matrix, vector), matrix)
-            vector = vector / (ops.sqrt(ops.sum(vector * vector)) + tiny)
-        image = ops.matmul(matrix, vector)
-        return self._divided(kernel, ops.sqrt(ops.sum(image * image)))
+        matrix = as_matrix(kernel, self.groups)
+        return self._divided(kernel, ops.max(norm_estimate(matrix, _POWER_ITERATIONS)))
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
         return gradient
@@ -55,27 +48,57 @@ class Spectral(ReshapedKernel):
         return ops.matmul(inputs, ops.cast(kernel, inputs.dtype))
 
     def _divided(self, kernel: Tensor, spectral_norm: Tensor) -> Tensor:
-        """Scales the kernel; one of zeros has no direction and stays as it is."""
-        kernel = ops.convert_to_tensor(kernel)
-        positive = spectral_norm > 0
-        factor = ops.where(positive, self.norm / ops.where(positive, spectral_norm, 1.0), 1.0)
-        return kernel * ops.cast(factor, kernel.dtype)
+        return divided(kernel, spectral_norm, self.norm)
+
+
+def divided(kernel: Tensor, spectral_norm: Tensor, norm: float) -> Tensor:
+    """Scales a kernel from one norm to another; one of zeros has no direction and stays as it is."""
+    kernel = ops.convert_to_tensor(kernel)
+    positive = spectral_norm > 0
+    factor = ops.where(positive, norm / ops.where(positive, spectral_norm, 1.0), 1.0)
+    return kernel * ops.cast(factor, kernel.dtype)
+
+
+def norm_estimate(matrix: Tensor, iterations: int) -> Tensor:
+    """Returns the spectral norms of a stack of matrices, from below, by power iteration from a fixed vector.
+
+    Args:
+        matrix: Tensor of shape `(..., rows, columns)`.
+        iterations: Their number.
+
+    Returns:
+        Tensor of shape `(...,)`.
+    """
+    vector, tiny = ops.convert_to_tensor(probe(matrix.shape[-1]), dtype=matrix.dtype), float(np.finfo("float32").tiny)
+    for _ in range(iterations):
+        vector = row_times(times_column(matrix, vector), matrix)
+        vector = vector / (_length(vector, -1)[..., None] + tiny)
+    return _length(times_column(matrix, vector), -1)
 
 
 @compiled
-def _norm_above(matrix: Tensor) -> Tensor:
-    """Returns an upper bound of the spectral norm, by Gram iteration."""
-    transposed = ops.transpose(matrix)
-    wide = matrix.shape[0] < matrix.shape[1]
-    gram = ops.matmul(matrix, transposed) if wide else ops.matmul(transposed, matrix)
-    log_bound = ops.zeros((), dtype=matrix.dtype)
+def norm_above(matrix: Tensor) -> Tensor:
+    """Returns upper bounds of the spectral norms of a stack of matrices, by Gram iteration.
+
+    Args:
+        matrix: Tensor of shape `(..., rows, columns)`.
+
+    Returns:
+        Tensor of shape `(...,)`.
+    """
+    gram = gram_matrix(matrix)
+    log_bound = ops.zeros(matrix.shape[:-2], dtype=matrix.dtype)
     for power in range(_SQUARINGS + 1):  # of the Gram matrix: 2^power
-        length = ops.sqrt(ops.sum(ops.square(gram)))
+        length = _length(gram, (-2, -1))
         length = ops.where(length > 0, length, 1.0)
         log_bound = log_bound + ops.log(length) / 2 ** (power + 1)
         if power < _SQUARINGS:
-            gram = gram / length
+            gram = gram / length[..., None, None]
             gram = ops.matmul(gram, gram)
-    rounding = 1 + 4 * math.sqrt(max(matrix.shape)) * float(np.finfo("float32").eps)
-    zero = ops.max(ops.abs(matrix)) == 0
+    rounding = 1 + 4 * math.sqrt(max(matrix.shape[-2:])) * float(np.finfo("float32").eps)
+    zero = ops.max(ops.abs(matrix), axis=(-2, -1)) == 0
     return ops.where(zero, ops.zeros_like(log_bound), ops.exp(log_bound) * rounding)
+
+
+def _length(tensor: Tensor, axis: int | tuple[int, int]) -> Tensor:
+    return ops.sqrt(ops.sum(ops.square(tensor), axis=axis))

@@ -101,6 +101,29 @@ LINEAR = {
     "sliced": (lambda x: x[:, 1:, ::2, None], IMAGE),
     "padded": (lambda x: ops.pad(x, [[0, 0], [1, 1], [0, 2], [0, 0]]), IMAGE),
     "reflected": (lambda x: ops.pad(x, [[0, 0], [2, 2], [0, 2], [0, 0]], mode="reflect"), IMAGE),
+    "padded, then convolution": (
+        lambda x: layers.Conv2D(4, 3, strides=(2, 1))(layers.ZeroPadding2D(((2, 1), (0, 2)))(x)),
+        IMAGE,
+    ),
+    "padded, then convolution of rows": (
+        lambda x: layers.DepthwiseConv1D(3, depth_multiplier=2)(layers.ZeroPadding1D((1, 3))(x)),
+        ROWS,
+    ),
+    "a residual with zeros": (lambda x: x + layers.Conv2D(3, 3)(layers.ZeroPadding2D(1)(x)), IMAGE),
+    "taken, then convolution": (
+        lambda x: layers.Conv2D(4, (3, 2), strides=(1, 2))(
+            ops.take(ops.take(x, [1, 0, 0, 1, 2, 3, 4, 5, 5, 0], axis=1), [-1, 0, 4, 4, 1, 2], axis=2)
+        ),
+        IMAGE,
+    ),
+    "taken, then convolution and normalization": (
+        lambda x: normalization()(layers.DepthwiseConv2D(2)(ops.take(x, [0, 0, 1, 2, 3, 3], axis=1))),
+        IMAGE,
+    ),
+    "taken volumes, then convolution": (
+        lambda x: layers.Conv3D(2, 2, data_format="channels_last")(ops.take(x, [0, 0, 1, 2], axis=2)),
+        VOLUME,
+    ),
     "stacked": (lambda x: ops.stack([x, x, -x], axis=2), VECTOR),
     "split and joined": (lambda x: ops.concatenate(ops.split(x, 3, axis=-1)[:2], axis=-1), VECTOR),
 }
@@ -122,6 +145,27 @@ def test_linear_operations_have_the_norm_of_their_matrix(name, build, shape):
     exact = np.linalg.norm(images[1:] - images[0], 2)
     bound = bound_graph(model)
     assert exact * (1 - 1e-5) <= bound.constant <= LOOSE.get(name, 1.0) * exact * (1 + 1e-5)
+
+
+def test_padding_that_torch_computes_otherwise_has_the_larger_norm():
+    rows = [[0, 0], [3, 0], [0, 0]]
+    # Copies of one value: two in a mirror, four where the edge is repeated.
+    assert bound_graph(model_of(lambda x: ops.pad(x, rows, mode="symmetric"), ROWS)).constant == pytest.approx(2)
+    one = [[0, 0], [1, 0], [0, 0]]
+    assert bound_graph(model_of(lambda x: ops.pad(x, one, mode="symmetric"), ROWS)).constant == pytest.approx(2**0.5)
+
+
+def test_a_padded_convolution_too_large_to_write_out():
+    indices = np.pad(np.arange(40), 1, "symmetric").tolist()
+
+    def build(x):
+        return layers.Conv2D(8, 3, use_bias=False)(ops.take(ops.take(x, indices, axis=1), indices, axis=2))
+
+    model = model_of(build, (40, 40, 3))
+    kernel = np.zeros((3, 3, 3, 8), "float32")
+    kernel[..., 0, 0] = 1 / 9  # a mean keeps images without contrast
+    model.layers[-1].kernel.assign(kernel)
+    assert 1 <= bound_graph(model).constant <= 1 + 1e-6
 
 
 OTHERS = {

@@ -52,7 +52,8 @@ def check_constants(model: keras.Model, smallest: float = 1 - 1e-3) -> None:
             dilation, groups = options.get("dilation_rate", 1), options.get("groups", 1)
             matrix = convolution_matrix(layer.kernel, size, stride, padding, dilation, groups)
             assert operator_norm(matrix) <= layer.k_coef_lip * (1 + 1e-5), (size, stride, padding, options)
-            values = singular_values(layer.kernel) / layer.parametrization.norm
+            parts = np.split(to_numpy(layer.kernel), groups, axis=-1)
+            values = np.concatenate([singular_values(part) for part in parts]) / layer.parametrization.norm
         elif isinstance(layer, layers.SpectralDense):
             values = singular_values(layer.kernel) / layer.k_coef_lip
         elif isinstance(layer, layers.FrobeniusConv2D):

@@ -129,7 +129,7 @@ def test_wrong_rank_and_width_at_a_call(rng):
 
 @pytest.mark.parametrize(("size", "stride", "kernel_size"), [(7, 2, 3), (8, 3, 3), (2, 1, 7)])
 def test_circular_padding_that_does_not_wrap_around(size, stride, kernel_size):
-    words = rf"padding='circular' expects a height and width that are multiples.*Received: input_shape=\(None, {size}"
+    words = rf"padding='circular' expects a height and width in multiples.*Received: input_shape=\(None, {size}"
     with pytest.raises(ValueError, match=words):
         layers.LipConv2D(4, kernel_size, strides=stride, padding="circular").build((None, size, size, 1))
 

@@ -98,11 +98,69 @@ CASES = {
     "ChannelShuffle": (lambda: layers.ChannelShuffle(3), (4, 4, 6)),
     "ChannelShuffle channels first": (lambda: layers.ChannelShuffle(2, "channels_first"), (6, 4, 4)),
     "UnitNormDense": (lambda: layers.UnitNormDense(6, k_coef_lip=2.0), (4,)),
+    "LipConv1D": (
+        lambda: layers.LipConv1D(6, 5, strides=3, padding="circular", groups=2, activation=layers.MaxMin()),
+        (9, 4),
+    ),
+    "LipConv3D": (lambda: layers.LipConv3D(4, (3, 2, 3), strides=2, padding="same"), (4, 6, 5, 2)),
+    "LipConv2DTranspose": (
+        lambda: layers.LipConv2DTranspose(4, (3, 4), strides=3, output_padding=1, activation=layers.MaxMin()),
+        (4, 3, 2),
+    ),
+    "LipConv2DTranspose circular": (
+        lambda: layers.LipConv2DTranspose(3, (5, 3), strides=2, padding="circular", parametrization="aoc"),
+        (4, 3, 6),
+    ),
+    "LipDepthwiseConv2D": (
+        lambda: layers.LipDepthwiseConv2D(3, strides=2, padding="circular", depth_multiplier=2, k_coef_lip=2.0),
+        (8, 6, 3),
+    ),
+    "LipConv2D aol": (lambda: layers.LipConv2D(6, 3, parametrization="aol", activation=layers.MaxMin()), (8, 6, 2)),
+    "LipConv2D aoc": (
+        lambda: layers.LipConv2D(6, 4, strides=2, padding="same", groups=2, parametrization="aoc", k_coef_lip=0.5),
+        (8, 6, 4),
+    ),
+    "LipConv2D soc": (lambda: layers.LipConv2D(6, 3, padding="circular", parametrization="soc"), (8, 6, 2)),
+    "LipConv2D operator norm": (lambda: layers.LipConv2D(6, 3, parametrization="operator_norm"), (8, 6, 2)),
+    "PadConv2D": (lambda: layers.PadConv2D(6, 3, activation=layers.MaxMin()), (8, 6, 2)),
+    "PadConv2D reflect": (lambda: layers.PadConv2D(6, (3, 5), padding="reflect", k_coef_lip=2.0), (8, 6, 2)),
+    "PadConv2D symmetric": (
+        lambda: layers.PadConv2D(6, (5, 2), strides=2, padding="symmetric", use_bias=False),
+        (8, 6, 2),
+    ),
+    "PadConv2D replicate": (lambda: layers.PadConv2D(6, 3, dilation_rate=2, groups=2, padding="edge"), (8, 6, 2)),
+    "PadConv2D zeros": (lambda: layers.PadConv2D(6, 4, strides=3, padding="zeros"), (8, 6, 2)),
+    "PadConv2D circular": (lambda: layers.PadConv2D(6, 3, padding="circular"), (8, 6, 2)),
+    "PadConv2D aol": (
+        lambda: layers.PadConv2D(6, 3, padding="symmetric", parametrization="aol"),
+        (8, 6, 2),
+    ),
+    "PadConv2D aoc": (
+        lambda: layers.PadConv2D(6, 3, padding="reflect", parametrization="aoc", k_coef_lip=0.5),
+        (8, 6, 2),
+    ),
+    "SLLDense": (lambda: layers.SLLDense(4, activation="tanh", use_bias=False, k_coef_lip=2.0), (3, 6)),
+    "SLLConv2D": (lambda: layers.SLLConv2D(6, (3, 5), padding="circular", k_coef_lip=0.5), (8, 6, 4)),
+    "CPLDense": (lambda: layers.CPLDense(9), (6,)),
+    "CPLConv2D": (lambda: layers.CPLConv2D(k_coef_lip=2.0, activation="leaky_relu"), (8, 6, 4)),
+    "SandwichDense": (lambda: layers.SandwichDense(9, k_coef_lip=0.5), (6,)),
+    "LinearResidualConv2D": (
+        lambda: layers.LinearResidualConv2D((1, 5), padding="circular", k_coef_lip=2.0),
+        (8, 6, 4),
+    ),
+    "LipResidual": (
+        lambda: layers.LipResidual([layers.LipConv2D(4, 3, padding="same"), layers.MaxMin()], k_coef_lip=2.0),
+        (8, 6, 4),
+    ),
+    "ConcatResidual": (lambda: layers.ConcatResidual([layers.SpectralDense(6), layers.GroupSort2()]), (6,)),
+    "ConcatResidual of an image": (lambda: layers.ConcatResidual(layers.SLLConv2D(3), k_coef_lip=2.0), (8, 6, 4)),
 }
 
 # Arguments of `LayerCase` for those that do not promise `k_coef_lip` for the layer as a whole, or not at any time.
 OPTIONS = {
     "SpectralDense spectral": {"slack_in_training": 0.2},
+    "LipConv2D operator norm": {"slack_in_training": 0.1},
+    "LipConv2D soc": {"slack_in_training": 1e-3},
     "FrobeniusDense": {"per_output": True},
     "UnitNormDense": {"per_output": True},
     "BatchCentering": {"same_in_training": False},

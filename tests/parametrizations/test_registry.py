@@ -20,7 +20,8 @@ from deel_like_lip.parametrizations import (
 )
 from tests.helpers import singular_values, to_numpy
 
-NAMES = ["aol", "bro", "cayley", "cholesky", "exponential", "polar", "spectral"]
+NAMES = ["aol", "bro", "cayley", "cholesky", "exponential", "polar", "reshaped", "spectral"]
+OF_CONVOLUTIONS = ["aoc", "bcop", "operator_norm", "soc"]
 GEOMETRY = ConvolutionGeometry((3, 3), (1, 1), (1, 1))
 
 
@@ -36,13 +37,13 @@ def test_get_and_serialize(name):
 
 
 def test_names_that_are_listed_are_all():
-    with pytest.raises(ValueError, match=re.escape(f"Expected one of {NAMES}")):
+    with pytest.raises(ValueError, match=re.escape(f"Expected one of {sorted(NAMES + OF_CONVOLUTIONS)}")):
         parametrizations.get("none")
 
 
 @pytest.mark.parametrize("identifier", ["Polar", None, 3, keras.constraints.MaxNorm(2), dict, lambda kernel: kernel])
 def test_what_is_not_a_parametrization(identifier):
-    with pytest.raises(ValueError, match=r"`parametrization`. Expected one of \['aol'.*Received: parametrization="):
+    with pytest.raises(ValueError, match=r"`parametrization`. Expected one of \['aoc'.*Received: parametrization="):
         lip.layers.SpectralDense(4, parametrization=identifier)
 
 
