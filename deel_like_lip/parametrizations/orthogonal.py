@@ -295,7 +295,7 @@ def _largest(values: Tensor) -> Tensor:
     return ops.max(values) if len(values.shape) else values
 
 
-def _norm_from_below(symmetric: Callable[[Tensor], Tensor], shape: Shape, dtype: Any) -> Tensor:
+def _norm_from_below(symmetric: Callable[[Tensor], Tensor], shape: tuple[int, ...], dtype: Any) -> Tensor:
     """Estimates the norm of a symmetric map of vectors, or those of a stack, by four power iterations."""
     vector = ops.convert_to_tensor(np.broadcast_to(probe(shape[-1]), shape), dtype=dtype)
     previous, vector = ops.fori_loop(0, 4, lambda _, pair: (pair[1], symmetric(pair[1])), (vector, vector))
