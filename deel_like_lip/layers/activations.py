@@ -22,9 +22,11 @@ from deel_like_lip.layers.channels import ChannelLayer, constant
 class _ChannelSort(ChannelLayer):
     """Views the channel axis as two axes, sorts along one of them, and views them as one again."""
 
-    def call(self, inputs: Tensor) -> Tensor:
-        # Compiling by itself what TensorFlow does not compile takes time and memory once: images are worth it.
-        of_pairs = _sort_pairs_in_one_pass if len(inputs.shape) > 3 else sort_pairs
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        if len(inputs.shape) > 3 and keras.backend.backend() == "tensorflow":
+            of_pairs = _sort_pairs_in_one_pass  # to compile it by itself takes time and memory once: images are worth it
+        else:
+            of_pairs = sort_pairs if training else _sort_pairs_by_extrema
         return scaled(self._sorted(inputs, of_pairs), self.k_coef_lip)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

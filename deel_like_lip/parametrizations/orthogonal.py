@@ -91,7 +91,8 @@ class Orthogonal(ReshapedKernel):
         With inputs X, outputs Y = X W, and gradients D of the outputs and C = D W^T of the inputs, the gradient of W is
         G = X^T D, and W^T G = Y^T D, W D^T Y = C^T Y. So `G - W sym(W^T G) = (X - Y W^T / 2)^T D - C^T Y / 2` where W
         has orthogonal columns, and `X^T (D - C W / 2) - C^T Y / 2` where it has orthogonal rows: two more products of
-        the batch's size, instead of two of the kernel's.
+        the batch's size, instead of two of the kernel's. Where W is square, so that W W^T is 1 too, it is
+        `(X^T D - C^T Y) / 2`, or `W (Y^T D - D^T Y) / 2`: only one more.
         """
         half = 0.5 / self.norm**2
 
@@ -114,7 +115,9 @@ class Orthogonal(ReshapedKernel):
 
                 def through_the_batch() -> Tensor:
                     left, right = x, d
-                    if rows < columns:
+                    if rows == columns:
+                        left = x * 0.5
+                    elif rows < columns:
                         right = d - ops.matmul(c, w) * half
                     else:
                         left = x - ops.matmul(y, wt) * half
@@ -122,6 +125,9 @@ class Orthogonal(ReshapedKernel):
                     return ops.matmul(ops.transpose(left), right)
 
                 def through_the_smaller_side() -> Tensor:
+                    if rows == columns:
+                        inner = ops.matmul(ops.transpose(y), d)
+                        return ops.matmul(w, (inner - ops.transpose(inner)) * half)
                     inner = ops.matmul(ops.transpose(x), c) if rows < columns else ops.matmul(ops.transpose(y), d)
                     normal = (inner + ops.transpose(inner)) * half
                     removed = ops.matmul(normal, w) if rows < columns else ops.matmul(w, normal)
