@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 import deel_like_lip as lip
+from benchmarks._common import compile_hkr
 from benchmarks.rounding import dense_net
 from deel_like_lip.parametrizations import Orthogonal
 from examples.quickstart import build as quickstart_net
@@ -70,10 +71,7 @@ def figures(net: str, scheme: str, seed: int, epochs: int, data: Any) -> list[fl
     if scheme == "exact":
         model = keras.models.clone_model(model, clone_function=exactly)
     steps = epochs * -(-len(images) // 256)
-    model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
-        loss=lip.losses.MulticlassHKR(alpha=50.0, min_margin=1.0, true_class_weight=9.0),
-    )
+    compile_hkr(model, steps)
     start = time.monotonic()
     callbacks = [lip.callbacks.RenormalizeCallback()]
     model.fit(images, labels, batch_size=256, epochs=epochs, verbose=0, callbacks=callbacks)

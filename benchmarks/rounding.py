@@ -11,12 +11,13 @@ import pathlib
 import sys
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `examples`
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `benchmarks` and `examples`
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 
 import deel_like_lip as lip
+from benchmarks._common import compile_hkr
 from examples.quickstart import build as quickstart_net
 from examples.quickstart import load
 
@@ -40,10 +41,7 @@ def main() -> None:
         keras.utils.set_random_seed(0)
         model = build(images.shape[1:], 10)
         steps = options.epochs * -(-len(images) // 256)
-        model.compile(
-            keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
-            loss=lip.losses.MulticlassHKR(alpha=50.0, min_margin=1.0, true_class_weight=9.0),
-        )
+        compile_hkr(model, steps)
         start = time.monotonic()
         model.fit(images, labels, batch_size=256, epochs=options.epochs, verbose=0)
         print(f"\n{model.name}, trained in {time.monotonic() - start:.0f} s")

@@ -15,23 +15,32 @@ The table goes to the screen, and all figures to a JSON file with the descriptio
 
 import argparse
 import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `benchmarks`
 
-RESULTS = pathlib.Path(__file__).parent / "results"
-# Names of the backends here, and what Keras calls them. Keras compiles with XLA on TensorFlow unless told otherwise.
-BACKENDS = {"tensorflow": "tensorflow", "tensorflow-xla": "tensorflow", "jax": "jax", "torch": "torch"}
+from benchmarks._common import (
+    BACKENDS,
+    CLASSES,
+    MEMORY_STEPS,
+    RESULTS,
+    Measured,
+    jit_compile,
+    keras_trainer,
+    machine,
+    peak_memory,
+    ratios,
+    samples,
+    versions,
+    worker_result,
+)
+
 # Net: (shape of the input, batch size, training steps in a turn, turns in a run)
 NETS: dict[str, tuple[tuple[int, ...], int, int, int]] = {
     "mlp_small": ((784,), 256, 25, 5),
@@ -39,14 +48,10 @@ NETS: dict[str, tuple[tuple[int, ...], int, int, int]] = {
     "mnist_cnn": ((28, 28, 1), 256, 6, 5),
     "vgg": ((32, 32, 3), 128, 1, 3),
 }
-CLASSES = 10
 RUNS = 3
 # Steps before the clock runs. In its first steps Adam moves every entry by the learning rate: kernels then need more
 # projection than in all of the training that follows.
 WARM_UP = {"mlp_small": 50, "mlp_wide": 30, "mnist_cnn": 6, "vgg": 1}
-MEMORY_STEPS = 4
-
-Measured = dict[str, float]
 
 
 def main() -> None:
@@ -105,46 +110,12 @@ def table(figures: dict[str, dict[str, Measured]]) -> str:
 
 
 def subprocess_result(kind: str, backend: str, net: str, options: argparse.Namespace, contender: str = "") -> Measured:
-    """Measures in a process of its own, and returns what that printed in its last line."""
-    command = [
-        sys.executable,
-        __file__,
-        "--worker",
-        kind,
-        "--backends",
-        backend,
-        "--nets",
-        net,
-        "--contender",
-        contender,
-    ]
-    command += ["--runs", str(options.runs), "--dtype-policy", options.dtype_policy]
-    command += ["--batch", str(options.batch)] if options.batch else []
-    command += ["--skip", *options.skip] if options.skip else []
-    environment = {**os.environ, "KERAS_BACKEND": BACKENDS[backend]}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    result: Measured = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
-def machine() -> str:
-    name = platform.processor() or platform.machine()
-    info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    packages = ("keras", "tensorflow", "jax", "torch", "deel-torchlip", "numpy")
-    installed = {}
-    for package in packages:
-        try:
-            installed[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return installed
+    """Measures in a process of its own."""
+    arguments = ["--worker", kind, "--backends", backend, "--nets", net, "--contender", contender]
+    arguments += ["--runs", str(options.runs), "--dtype-policy", options.dtype_policy]
+    arguments += ["--batch", str(options.batch)] if options.batch else []
+    arguments += ["--skip", *options.skip] if options.skip else []
+    return worker_result(__file__, backend, arguments)
 
 
 # What follows runs in the processes of the contenders. Keras is imported there only, with the backend that they use.
@@ -155,11 +126,16 @@ def worker(options: argparse.Namespace) -> None:
 
     keras.config.set_dtype_policy(options.dtype_policy)
     (backend,), (net,) = options.backends, options.nets
-    jit = {"tensorflow": False, "tensorflow-xla": True}.get(backend, "auto")
+    jit = jit_compile(backend)
     _, own_batch, steps, turns = NETS[net]
     batch = options.batch or own_batch
     if options.worker == "memory":
-        result = {"bytes": float(peak_memory(net, options.contender, batch, jit))}
+        import deel_like_lip  # noqa: F401
+
+        def train() -> None:
+            keras_trainer(keras_model(net, options.contender, jit), batch)(MEMORY_STEPS)
+
+        result = {"bytes": float(peak_memory(train))}
     else:
         runs = [one_run(net, batch, steps, turns, jit, options.skip) for _ in range(options.runs)]
         result = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
@@ -198,21 +174,6 @@ def contenders(net: str) -> list[str]:
     return ["plain", "layers", *(["spectral"] if dense else []), "losses only"]
 
 
-def ratios(measures: dict[str, Callable[[], float]], turns: int) -> Measured:
-    """Lets the contenders take turns. Returns the median ratios to the first, and the median time of the first."""
-    reference = next(iter(measures))
-    times: dict[str, list[float]] = {name: [] for name in measures}
-    for _ in range(turns):
-        for name, measure in measures.items():
-            times[name].append(measure())
-    result = {
-        name: statistics.median(value / base for value, base in zip(values, times[reference], strict=True))
-        for name, values in times.items()
-    }
-    result[reference] = statistics.median(times[reference])
-    return result
-
-
 def predict_ratios(net: str, trained: Any, batch: int, turns: int) -> Measured:
     """Compares predicting by the trained model, by the folded one, and by plain layers with the same activation."""
     import deel_like_lip as lip
@@ -222,7 +183,7 @@ def predict_ratios(net: str, trained: Any, batch: int, turns: int) -> Measured:
         "folded": lip.vanilla_model(trained),
         "unfolded": trained,
     }
-    inputs, _ = samples(net, 4 * batch)
+    inputs, _ = samples(NETS[net][0], 4 * batch)
 
     def measure(model: Any) -> float:
         start = time.perf_counter()
@@ -237,61 +198,6 @@ def predict_ratios(net: str, trained: Any, batch: int, turns: int) -> Measured:
         "predict folded/plain": against_plain["folded"],
         "predict unfolded/folded": against_plain["unfolded"] / against_plain["folded"],
     }
-
-
-def peak_memory(net: str, contender: str, batch: int, jit: Any) -> int:
-    """Returns the most bytes that the process held in a few training steps, above what it held after its imports."""
-    import deel_like_lip  # noqa: F401
-
-    def status(name: str) -> int:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = status("VmRSS")
-    keras_trainer(keras_model(net, contender, jit), batch)(MEMORY_STEPS)
-    return status("VmHWM") - before
-
-
-def keras_trainer(model: Any, batch: int) -> Callable[[int], float]:
-    """Returns a function that trains for a number of steps and returns the seconds that these took.
-
-    The clock runs from the end of one step more to the end of the last: what `fit` does before and after an epoch, such
-    as the projection of averaged weights, is not part of a step.
-    """
-    import keras
-
-    import deel_like_lip as lip
-
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            if batch in (0, self.params["steps"] - 1):
-                float(logs["loss"])  # waits for what is computed asynchronously
-                now = time.perf_counter()
-                self.start, self.seconds = now, now - getattr(self, "start", now)
-                self.model.first_step = getattr(self.model, "first_step", now)
-
-    constrained = any(isinstance(layer, lip.layers.LipschitzLayer) for layer in model.layers)
-
-    def train(steps: int) -> float:
-        inputs, labels = samples(model.name, batch * (steps + 1))
-        clock = Clock()
-        callbacks = [*([lip.callbacks.RenormalizeCallback()] if constrained else []), clock]
-        model.fit(inputs, labels, batch_size=batch, verbose=0, shuffle=False, callbacks=callbacks)
-        return clock.seconds
-
-    return train
-
-
-def samples(net: str, count: int) -> tuple[Any, Any]:
-    """Returns noisy class centres and their labels, so that there is something to learn."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    shape = NETS[net][0]
-    centres = np.random.default_rng(1).standard_normal(size=(CLASSES, *shape), dtype="float32")
-    labels = rng.integers(0, CLASSES, count)
-    return 0.1 * centres[labels] + 0.3 * rng.standard_normal(size=(count, *shape), dtype="float32"), labels
 
 
 def keras_model(net: str, contender: str, jit: Any) -> Any:
@@ -378,7 +284,7 @@ def torchlip_trainer(net: str, batch: int) -> Callable[[int], float]:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def train(steps: int) -> float:
-        inputs, labels = samples(net, batch * (steps + 1))
+        inputs, labels = samples(NETS[net][0], batch * (steps + 1))
         inputs = torch.from_numpy(inputs if inputs.ndim == 2 else inputs.transpose(0, 3, 1, 2).copy())
         targets = torch.nn.functional.one_hot(torch.from_numpy(labels), CLASSES).float()
         for at in range(0, batch * (steps + 1), batch):

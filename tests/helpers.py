@@ -22,6 +22,15 @@ needs_mnist = pytest.mark.skipif(
 )
 
 
+def mnist(split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Returns the images of MNIST in [0, 1], of shape `(samples, 28, 28, 1)`, and their digits."""
+    import tensorflow_datasets as tfds
+
+    dataset = tfds.load("mnist", split=split, batch_size=-1, as_supervised=True, download=False)
+    images, digits = tfds.as_numpy(dataset)
+    return images.astype("float32") / 255, digits
+
+
 def to_numpy(tensor: Any) -> Any:
     return keras.ops.convert_to_numpy(tensor)
 

@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.datasets import make_moons
 
 import deel_like_lip as lip
-from tests.helpers import needs_mnist
+from tests.helpers import mnist, needs_mnist
 
 layers = lip.layers
 
@@ -63,12 +63,9 @@ def test_two_moons_are_separated():
 
 
 def zeros_and_eights(split):
-    import tensorflow_datasets as tfds
-
-    dataset = tfds.load("mnist", split=split, batch_size=-1, as_supervised=True, download=False)
-    images, digits = tfds.as_numpy(dataset)
+    images, digits = mnist(split)
     chosen = (digits == 0) | (digits == 8)
-    return images[chosen].astype("float32") / 255, (digits[chosen] == 0).astype("float32")
+    return images[chosen], (digits[chosen] == 0).astype("float32")
 
 
 @needs_mnist

@@ -1,0 +1,142 @@
+"""What several benchmarks use: processes of their own for backends and contenders, times in turns, peak memory.
+
+Keras is imported in functions only, so that a benchmark can choose the backend of each process that it starts.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+# Names of the backends here, and what Keras calls them. Keras compiles with XLA on TensorFlow unless told otherwise.
+BACKENDS = {"tensorflow": "tensorflow", "tensorflow-xla": "tensorflow", "jax": "jax", "torch": "torch"}
+CLASSES = 10
+MEMORY_STEPS = 4
+
+Measured = dict[str, float]
+
+
+def worker_result(script: str, backend: str, arguments: Sequence[str]) -> Measured:
+    """Runs a script in a process of its own, and returns what that printed in its last line."""
+    environment = {**os.environ, "KERAS_BACKEND": BACKENDS[backend]}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    result: Measured = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def jit_compile(backend: str) -> Any:
+    """Returns Keras's argument of that name."""
+    return {"tensorflow": False, "tensorflow-xla": True}.get(backend, "auto")
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = names[0] if names else name
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    packages = ("keras", "tensorflow", "jax", "torch", "deel-torchlip", "numpy")
+    installed = {}
+    for package in packages:
+        try:
+            installed[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def ratios(measures: dict[str, Callable[[], float]], turns: int) -> Measured:
+    """Lets the contenders take turns. Returns the median ratios to the first, and the median time of the first."""
+    reference = next(iter(measures))
+    times: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(turns):
+        for name, measure in measures.items():
+            times[name].append(measure())
+    result = {
+        name: statistics.median(value / base for value, base in zip(values, times[reference], strict=True))
+        for name, values in times.items()
+    }
+    result[reference] = statistics.median(times[reference])
+    return result
+
+
+def samples(shape: tuple[int, ...], count: int) -> tuple[Any, Any]:
+    """Returns noisy class centres and their labels, so that there is something to learn."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    centres = np.random.default_rng(1).standard_normal(size=(CLASSES, *shape), dtype="float32")
+    labels = rng.integers(0, CLASSES, count)
+    return 0.1 * centres[labels] + 0.3 * rng.standard_normal(size=(count, *shape), dtype="float32"), labels
+
+
+def keras_trainer(model: Any, batch: int, clock: Callable[[], float] = time.perf_counter) -> Callable[[int], float]:
+    """Returns a function that trains for a number of steps and returns the seconds that these took.
+
+    The clock runs from the end of one step more to the end of the last: what `fit` does before and after an epoch, such
+    as the projection of averaged weights, is not part of a step.
+    """
+    import keras
+
+    import deel_like_lip as lip
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            if batch in (0, self.params["steps"] - 1):
+                float(logs["loss"])  # waits for what is computed asynchronously
+                now = clock()
+                self.start, self.seconds = now, now - getattr(self, "start", now)
+                self.model.first_step = getattr(self.model, "first_step", now)
+
+    constrained = any(isinstance(layer, lip.layers.LipschitzLayer) for layer in model.layers)
+
+    def train(steps: int) -> float:
+        inputs, labels = samples(model.input_shape[1:], batch * (steps + 1))
+        timer = Clock()
+        callbacks = [*([lip.callbacks.RenormalizeCallback()] if constrained else []), timer]
+        model.fit(inputs, labels, batch_size=batch, verbose=0, shuffle=False, callbacks=callbacks)
+        return timer.seconds
+
+    return train
+
+
+def peak_memory(train_steps: Callable[[], Any]) -> int:
+    """Returns the most bytes that the process holds in it, above what it holds before."""
+
+    def status(name: str) -> int:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
+    train_steps()
+    return status("VmHWM") - before
+
+
+def compile_hkr(model: Any, steps: int, min_margin: float = 1.0, **options: Any) -> None:
+    """Compiles a classifier for a training of so many steps."""
+    import keras
+
+    import deel_like_lip as lip
+
+    model.compile(
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
+        # The hinge of the true class has the weight of the nine others together.
+        loss=lip.losses.MulticlassHKR(alpha=50.0, min_margin=min_margin, true_class_weight=9.0),
+        **options,
+    )
