@@ -18,6 +18,7 @@ from keras import ops
 from deel_like_lip._labels import binary_signs, one_hot, one_vs_all_signs
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
+from deel_like_lip._validation import checked_positive
 
 
 def kr_terms(
@@ -411,7 +412,7 @@ class MulticlassHinge(_Loss):
     ) -> None:
         super().__init__(reduction, name, dtype)
         self.min_margin = min_margin
-        self.true_class_weight = _checked_weight(true_class_weight, type(self).__name__)
+        self.true_class_weight = checked_positive(true_class_weight, "true_class_weight", type(self).__name__)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         signs, outputs = one_vs_all_signs(y_true, y_pred, type(self).__name__)
@@ -468,7 +469,7 @@ class MulticlassHKR(_DistributionLoss):
         super().__init__(class_proportions, reduction, name, dtype)
         self.alpha = alpha
         self.min_margin = min_margin
-        self.true_class_weight = _checked_weight(true_class_weight, type(self).__name__)
+        self.true_class_weight = checked_positive(true_class_weight, "true_class_weight", type(self).__name__)
 
     def terms(self, y_true: Tensor, y_pred: Tensor, weights: Tensor | None) -> Tensor:
         signs, outputs = one_vs_all_signs(y_true, y_pred, type(self).__name__)
@@ -476,15 +477,6 @@ class MulticlassHKR(_DistributionLoss):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "true_class_weight": self.true_class_weight}
-
-
-def _checked_weight(value: float, owner: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 < value < math.inf:
-        raise ValueError(
-            f"Invalid value for argument `true_class_weight` of {owner}. Expected a positive finite number. "
-            f"Received: true_class_weight={value}"
-        )
-    return float(value)
 
 
 class _TauLoss(_Loss):

@@ -9,6 +9,7 @@ from keras import ops
 from deel_like_lip._labels import binary_signs, one_hot, one_vs_all_signs
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
+from deel_like_lip._validation import checked_positive
 
 
 @register
@@ -71,7 +72,7 @@ class _MarginMetric(keras.metrics.Mean):
 
     def __init__(self, lipschitz_constant: float, disjoint_neurons: bool, name: str, dtype: Any) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.lipschitz_constant = _checked_positive(lipschitz_constant, "lipschitz_constant", type(self).__name__)
+        self.lipschitz_constant = checked_positive(lipschitz_constant, "lipschitz_constant", type(self).__name__)
         self.disjoint_neurons = bool(disjoint_neurons)
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None) -> None:
@@ -151,7 +152,7 @@ class CertifiedAccuracy(_MarginMetric):
         name: str | None = None,
         dtype: Any = None,
     ) -> None:
-        radius = _checked_positive(radius, "radius", type(self).__name__, zero=True)
+        radius = checked_positive(radius, "radius", type(self).__name__, or_zero=True)
         super().__init__(lipschitz_constant, disjoint_neurons, name or f"certified_accuracy_{radius:g}", dtype)
         self.radius = radius
 
@@ -211,13 +212,3 @@ def _weights(sample_weight: Tensor | None, outputs: Tensor) -> Tensor:
     if sample_weight is None:
         return ops.ones_like(outputs)
     return ops.reshape(ops.convert_to_tensor(sample_weight, dtype=outputs.dtype), (-1, 1)) * ops.ones_like(outputs)
-
-
-def _checked_positive(value: float, name: str, owner: str, zero: bool = False) -> float:
-    value = float(value)
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(
-            f"Invalid value for argument `{name}` of {owner}. Expected a {'non-negative' if zero else 'positive'} "
-            f"finite number. Received: {name}={value}"
-        )
-    return value

@@ -102,7 +102,7 @@ def test_config_round_trip(metric):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match=r"`radius` of CertifiedAccuracy\. Expected a non-negative"):
+    with pytest.raises(ValueError, match=r"`radius` of CertifiedAccuracy\. Expected a finite number of at least 0"):
         metrics.CertifiedAccuracy(-0.1)
     with pytest.raises(ValueError, match="`lipschitz_constant` of MeanCertifiedRadius"):
         metrics.MeanCertifiedRadius(lipschitz_constant=0.0)

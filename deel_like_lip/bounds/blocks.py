@@ -5,6 +5,7 @@ counts. Each looks upward from its last call, and derives its constant from the 
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -108,6 +109,7 @@ def _potential(call: Call, combination: Combination, read: Read) -> Block | None
     return None
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is no bound
 def _potential_constant(first: Operator, second: Operator, sign: float) -> float | None:
     """Bounds `x + sign * second(phi(first(x) + b))`, or returns None if that is no such block."""
     kernels, back = _kernel_of(first), _transposed_kernel(first, second)
@@ -115,21 +117,31 @@ def _potential_constant(first: Operator, second: Operator, sign: float) -> float
         return None
     back = sign * back  # exact: the sign is 1 or -1
     within = tuple(range(1, kernels.ndim - 1))
-    lengths = np.sqrt(np.sum(kernels**2, axis=within, keepdims=True))
-    alive = lengths > 0
-    safe = np.where(alive, lengths, 1.0)
+    alive = np.any(kernels != 0, axis=within, keepdims=True)
+    lengths = np.where(alive, _lengths(kernels, within), 1.0)
     # Any root will do, as it is: t is its square.
-    root = np.sqrt(np.maximum(-np.sum(back * kernels, axis=within, keepdims=True), 0)) / safe
+    root = np.sqrt(np.maximum(-np.sum(back * kernels, axis=within, keepdims=True), 0)) / lengths
     scaled = kernels * root
     norm = _norm(first, scaled, EPSILON * norm_up(scaled))
     rest = np.where(alive, back + kernels * root**2, 0.0)
     rounding = np.where(alive, 4 * EPSILON * (np.abs(back) + np.abs(kernels) * root**2), 0.0)
-    balance = np.maximum(root, np.sqrt(np.sqrt(np.sum(rest**2, axis=within, keepdims=True)) / safe))
+    balance = np.maximum(root, np.sqrt(_lengths(rest, within)) / np.sqrt(lengths))
     balance = np.where(balance > 0, balance, 1.0)
+    if not np.all(np.isfinite(balance)):
+        return None
     left, right = rest / balance, kernels * balance
     left_norm = _norm(first, left, norm_up(rounding / balance) * (1 + 8 * EPSILON) + EPSILON * norm_up(left))
     right_norm = _norm(first, right, EPSILON * norm_up(right))
-    return sum_up([max(1.0, up(product_up(norm, norm) - 1)), product_up(left_norm, right_norm)])
+    constant = sum_up([max(1.0, up(product_up(norm, norm) - 1)), product_up(left_norm, right_norm)])
+    return constant if math.isfinite(constant) else None
+
+
+def _lengths(kernels: Array, axes: tuple[int, ...]) -> Array:
+    """Returns l2 norms over some axes, which are kept. Squares of scaled entries neither overflow nor vanish."""
+    largest = np.max(np.abs(kernels), axis=axes, keepdims=True)
+    scale = np.where(largest > 0, largest, 1.0)
+    lengths: Array = scale * np.sqrt(np.sum((kernels / scale) ** 2, axis=axes, keepdims=True))
+    return lengths
 
 
 def _kernel_of(operator: Operator) -> Array | None:
@@ -210,7 +222,8 @@ def _sandwich(call: Call, read: Read) -> Block | None:
         both = np.concatenate([s * second.kernel, first.kernel.T / s], axis=1)
         norm = up(spectral_norm_bound(both) + EPSILON * norm_up(both))
         bounds.append(product_up(0.5, norm, norm))
-    return Block(source, "sandwich", min(bounds))
+    constant = min(filter(math.isfinite, bounds), default=math.inf)
+    return Block(source, "sandwich", constant) if math.isfinite(constant) else None
 
 
 def _two_layers(tensor: Any, read: Read) -> tuple[Any, Operator, Operator] | None:

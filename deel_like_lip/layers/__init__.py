@@ -2,14 +2,8 @@
 
 from deel_like_lip.layers.activations import FullSort, GroupSort, GroupSort2, Householder, MaxMin
 from deel_like_lip.layers.base import LipschitzLayer
-from deel_like_lip.layers.blocks import (
-    CPLConv2D,
-    CPLDense,
-    LinearResidualConv2D,
-    SandwichDense,
-    SLLConv2D,
-    SLLDense,
-)
+from deel_like_lip.layers.blocks import CPLDense, SandwichDense, SLLDense
+from deel_like_lip.layers.convolution_blocks import CPLConv2D, LinearResidualConv2D, SLLConv2D
 from deel_like_lip.layers.convolution_transpose import LipConv2DTranspose, SpectralConv2DTranspose
 from deel_like_lip.layers.convolutional import FrobeniusConv2D, LipConv1D, LipConv2D, LipConv3D, SpectralConv2D
 from deel_like_lip.layers.dense import FrobeniusDense, SpectralDense

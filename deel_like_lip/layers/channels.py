@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
 
 from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip._validation import checked_data_format
 from deel_like_lip.layers.base import LipschitzLayer, channel_axis
 
 Array = npt.NDArray[Any]
@@ -25,13 +25,7 @@ class ChannelLayer(LipschitzLayer):
 
     def __init__(self, data_format: str | None = None, k_coef_lip: float = 1.0, **kwargs: Any) -> None:
         super().__init__(k_coef_lip=k_coef_lip, **kwargs)
-        data_format = keras.config.image_data_format() if data_format is None else data_format
-        if data_format not in ("channels_last", "channels_first"):
-            raise ValueError(
-                f"Invalid value for argument `data_format` of {type(self).__name__}. Expected 'channels_last' or "
-                f"'channels_first'. Received: data_format={data_format}"
-            )
-        self.data_format = data_format
+        self.data_format = checked_data_format(data_format, type(self).__name__)
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:

@@ -252,15 +252,6 @@ def with_weights(plain: Any, weights: list[Any]) -> Callable[[Tensor], Tensor]:
     return call
 
 
-def check_positive(value: Any, argument: str, owner: str) -> None:
-    """Raises if an argument that counts channels is not a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ValueError(
-            f"Invalid value for argument `{argument}` of {owner}. Expected a positive integer. "
-            f"Received: {argument}={value}"
-        )
-
-
 def wrap_by_slices(inputs: Tensor, axis: int, before: int, after: int) -> Tensor:
     """Repeats the last `before` and the first `after` entries of an axis around it."""
     if not before and not after:

@@ -8,7 +8,8 @@ from keras import ops
 
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
-from deel_like_lip.layers.convolution_base import ConstrainedConvolution, check_positive
+from deel_like_lip._validation import checked_count
+from deel_like_lip.layers.convolution_base import ConstrainedConvolution
 from deel_like_lip.parametrizations import ConvolutionGeometry
 
 
@@ -85,7 +86,7 @@ class LipConv2DTranspose(ConstrainedConvolution, keras.layers.Conv2DTranspose):
         parametrization: Any = "polar",
         **kwargs: Any,
     ) -> None:
-        check_positive(filters, "filters", type(self).__name__)
+        checked_count(filters, "filters", type(self).__name__)
         super().__init__(
             filters,
             kernel_size,

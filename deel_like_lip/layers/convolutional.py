@@ -5,7 +5,8 @@ from typing import Any
 import keras
 
 from deel_like_lip._registration import register
-from deel_like_lip.layers.convolution_base import ConstrainedConvolution, check_positive
+from deel_like_lip._validation import checked_count
+from deel_like_lip.layers.convolution_base import ConstrainedConvolution
 from deel_like_lip.parametrizations import Frobenius
 
 
@@ -33,7 +34,7 @@ class _ConstrainedConv(ConstrainedConvolution):
         parametrization: Any = "polar",
         **kwargs: Any,
     ) -> None:
-        check_positive(filters, "filters", type(self).__name__)
+        checked_count(filters, "filters", type(self).__name__)
         super().__init__(
             filters,
             kernel_size,

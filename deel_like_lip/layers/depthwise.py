@@ -7,7 +7,8 @@ from keras import ops
 
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.layers.convolution_base import ConstrainedConvolution, check_positive
+from deel_like_lip._validation import checked_count
+from deel_like_lip.layers.convolution_base import ConstrainedConvolution
 from deel_like_lip.parametrizations import ConvolutionGeometry
 
 
@@ -80,7 +81,7 @@ class LipDepthwiseConv2D(ConstrainedConvolution, keras.layers.DepthwiseConv2D):
         parametrization: Any = "polar",
         **kwargs: Any,
     ) -> None:
-        check_positive(depth_multiplier, "depth_multiplier", type(self).__name__)
+        checked_count(depth_multiplier, "depth_multiplier", type(self).__name__)
         super().__init__(
             kernel_size,
             strides=strides,

@@ -11,6 +11,7 @@ from keras import ops
 
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip._validation import checked_positive
 from deel_like_lip.layers.base import built, fold_scale, scaled
 from deel_like_lip.layers.channels import Array, ChannelLayer, constant
 from deel_like_lip.parametrizations.base import in_float32
@@ -301,13 +302,7 @@ class LipBatchNormalization(BatchCentering):
         **kwargs: Any,
     ) -> None:
         super().__init__(use_bias, momentum, bias_initializer, data_format, k_coef_lip, **kwargs)
-        valid = isinstance(epsilon, numbers.Real) and not isinstance(epsilon, bool)
-        if not valid or not 0 < epsilon < math.inf:
-            raise ValueError(
-                "Invalid value for argument `epsilon` of LipBatchNormalization. Expected a positive finite number. "
-                f"Received: epsilon={epsilon}"
-            )
-        self.epsilon = float(epsilon)
+        self.epsilon = checked_positive(epsilon, "epsilon", type(self).__name__)
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)

@@ -7,6 +7,7 @@ from keras import ops
 
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip._validation import checked_count, checked_sizes
 from deel_like_lip.layers.base import fold_scale, scaled
 from deel_like_lip.layers.channels import ChannelLayer
 
@@ -50,13 +51,7 @@ class _Blocks2D(_Reshapes):
         self, pool_size: Any = (2, 2), data_format: str | None = None, k_coef_lip: float = 1.0, **kwargs: Any
     ) -> None:
         super().__init__(data_format=data_format, k_coef_lip=k_coef_lip, **kwargs)
-        sizes = (pool_size, pool_size) if isinstance(pool_size, int) else pool_size
-        if not isinstance(sizes, (tuple, list)) or len(sizes) != 2 or not all(map(_is_positive_integer, sizes)):
-            raise ValueError(
-                f"Invalid value for argument `pool_size` of {type(self).__name__}. Expected one or two positive "
-                f"integers. Received: pool_size={pool_size}"
-            )
-        self.pool_size = tuple(sizes)
+        self.pool_size = checked_sizes(pool_size, "pool_size", 2, type(self).__name__)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "pool_size": self.pool_size}
@@ -193,7 +188,7 @@ class _NumberOfChannels(_Moves):
 
     def __init__(self, channels: int, data_format: str | None = None, k_coef_lip: float = 1.0, **kwargs: Any) -> None:
         super().__init__(data_format=data_format, k_coef_lip=k_coef_lip, **kwargs)
-        self.channels = _positive_integer(channels, "channels", type(self).__name__)
+        self.channels = checked_count(channels, "channels", type(self).__name__)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         axis, channels = self._channels(input_shape)
@@ -326,7 +321,7 @@ class ChannelShuffle(_Reshapes):
 
     def __init__(self, groups: int, data_format: str | None = None, k_coef_lip: float = 1.0, **kwargs: Any) -> None:
         super().__init__(data_format=data_format, k_coef_lip=k_coef_lip, **kwargs)
-        self.groups = _positive_integer(groups, "groups", type(self).__name__)
+        self.groups = checked_count(groups, "groups", type(self).__name__)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         _, channels = self._channels(input_shape)
@@ -344,17 +339,3 @@ class ChannelShuffle(_Reshapes):
         axis, channels = self._channels(inputs.shape)
         view = (self.groups, channels // self.groups)
         return self._through_view(inputs, axis, view, lambda viewed, axis: ops.swapaxes(viewed, axis, axis + 1))
-
-
-def _is_positive_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _positive_integer(value: Any, argument: str, owner: str) -> int:
-    """Returns a positive integer, and raises for anything else."""
-    if not _is_positive_integer(value):
-        raise ValueError(
-            f"Invalid value for argument `{argument}` of {owner}. Expected a positive integer. "
-            f"Received: {argument}={value}"
-        )
-    return int(value)

@@ -10,8 +10,9 @@ from keras import ops
 
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
+from deel_like_lip._validation import checked_data_format
 from deel_like_lip.bounds.activations import activation_constant
-from deel_like_lip.layers.base import LipschitzLayer, channel_axis, fold_activation, fold_scale, scaled
+from deel_like_lip.layers.base import LipschitzLayer, built, channel_axis, fold_activation, fold_scale, scaled
 from deel_like_lip.layers.dense import FrobeniusDense
 
 # Built-in layers that only move values.
@@ -60,13 +61,6 @@ class _Residual(LipschitzLayer):
         for layer in self.branch:
             shape = tuple(layer.compute_output_shape(shape))
         return shape
-
-    def _check_built(self) -> None:
-        if not self.built:
-            raise ValueError(
-                f"The {type(self).__name__} layer '{self.name}' is not built, so it cannot be folded. Call the model "
-                "on data or give it an `Input` first."
-            )
 
 
 def _constant(layer: Any) -> float | None:
@@ -145,8 +139,7 @@ class LipResidual(_Residual):
         return input_shape
 
     def fold(self) -> Callable[[Tensor], Tensor]:
-        self._check_built()
-        alpha = np.float32(ops.convert_to_numpy(ops.sigmoid(self.logit)))
+        alpha = np.float32(ops.convert_to_numpy(ops.sigmoid(built(self).logit)))
         weights = [float(np.float32(self.k_coef_lip * float(part))) for part in (alpha, np.float32(1) - alpha)]
         skip, last = (keras.layers.Rescaling(weight, dtype=self.dtype_policy) for weight in weights)
         branch, add = [fold_activation(layer) for layer in self.branch], keras.layers.Add(name=self.name)
@@ -189,12 +182,7 @@ class ConcatResidual(_Residual):
 
     def __init__(self, branch: Any, data_format: str | None = None, **kwargs: Any) -> None:
         super().__init__(branch, **kwargs)
-        self.data_format = keras.config.image_data_format() if data_format is None else data_format
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ValueError(
-                f"Invalid value for argument `data_format` of {type(self).__name__}. Expected 'channels_last' or "
-                f"'channels_first'. Received: data_format={data_format}"
-            )
+        self.data_format = checked_data_format(data_format, type(self).__name__)
 
     def call(self, inputs: Tensor) -> Tensor:
         axis = channel_axis(self.data_format, inputs.shape)
@@ -214,8 +202,7 @@ class ConcatResidual(_Residual):
         return (*half[:axis], half[axis] + shape[axis], *half[axis + 1 :])  # type: ignore[operator]
 
     def fold(self) -> Callable[[Tensor], Tensor]:
-        self._check_built()
-        branch, scale = [fold_activation(layer) for layer in self.branch], fold_scale(self.k_coef_lip)
+        branch, scale = [fold_activation(layer) for layer in built(self).branch], fold_scale(self.k_coef_lip)
 
         def folded(inputs: Tensor) -> Tensor:
             axis = channel_axis(self.data_format, inputs.shape)

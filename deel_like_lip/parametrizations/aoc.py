@@ -30,7 +30,8 @@ class AOC(Parametrization):
     """Convolutions that are orthogonal as operators: for circular padding all singular values are `norm`, up to 1e-3.
 
     With zero padding they are at most `norm`. The operator keeps the norm of its input if it has no fewer outputs than
-    inputs, and its transpose does otherwise. It may have strides, groups and dilations, and be transposed.
+    inputs, and its transpose does otherwise; but strides above the kernel size leave inputs that no window meets. It
+    may have strides, groups and dilations, and be transposed.
 
     Along each axis a kernel of k taps and stride s is that of `max(k - s, 0)` convolutions of two taps and stride 1,
     followed by one of `min(k, s)` taps and stride s. Two taps `P` and `I - P`, where P is the projector on the columns
@@ -107,10 +108,10 @@ class AOC(Parametrization):
         return groups, sum(math.prod(shape) for shape in self._shapes)
 
     def project(self, weight: Tensor) -> Tensor:
-        return _orthogonalized(ops.convert_to_tensor(weight), self, _CLOSE_ENOUGH)
+        return self._orthogonalized(weight, _CLOSE_ENOUGH)
 
     def retract(self, weight: Tensor) -> Tensor:
-        return _orthogonalized(ops.convert_to_tensor(weight), self, _CLOSE_ENOUGH_IN_TRAINING)
+        return self._orthogonalized(weight, _CLOSE_ENOUGH_IN_TRAINING)
 
     def tangent_gradient(self, weight: Tensor, gradient: Tensor) -> Tensor:
         return self.each(tangent, weight, gradient)
@@ -133,6 +134,9 @@ class AOC(Parametrization):
         if first is not None:
             kernels = _times(ops.swapaxes(first, 1, 2), kernels)
         return kernel_from_groups(kernels * self.norm, kernel_shape)
+
+    def _orthogonalized(self, weight: Tensor, close_enough: float) -> Tensor:
+        return ops.cast(_orthogonalized(in_float32(weight), self, close_enough), ops.dtype(weight))
 
     def _matrices(self, weight: Tensor) -> list[Tensor]:
         """Returns the stacks of matrices in a weight, of shapes `(groups, count, rows, columns)`."""

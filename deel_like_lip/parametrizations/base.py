@@ -218,9 +218,9 @@ def row_times(vector: Tensor, matrix: Tensor) -> Tensor:
 
 
 def in_float32(tensor: Tensor) -> Tensor:
-    """Returns a tensor of at least the precision of float32."""
-    tensor = ops.convert_to_tensor(tensor)
-    return tensor if ops.dtype(tensor) == "float64" else ops.cast(tensor, "float32")
+    """Returns a tensor, of a variable its value, in at least the precision of float32."""
+    tensor = ops.convert_to_tensor(tensor)  # which on TensorFlow leaves a variable one, unlike `cast`
+    return ops.cast(tensor, "float64" if ops.dtype(tensor) == "float64" else "float32")
 
 
 def probe(size: int) -> np.ndarray:

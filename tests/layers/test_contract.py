@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import deel_like_lip as lip
+from deel_like_lip.layers.base import ConstrainedKernel
+from deel_like_lip.parametrizations import ConvolutionGeometry, registry
 from deel_like_lip.testing import LayerCase, check_loads_without_library, layer_checks
 from tests.helpers import to_numpy
 
@@ -121,6 +123,7 @@ CASES = {
         (8, 6, 4),
     ),
     "LipConv2D soc": (lambda: layers.LipConv2D(6, 3, padding="circular", parametrization="soc"), (8, 6, 2)),
+    "LipConv2D spectral": (lambda: layers.LipConv2D(6, 3, padding="same", parametrization="spectral"), (8, 6, 2)),
     "LipConv2D operator norm": (lambda: layers.LipConv2D(6, 3, parametrization="operator_norm"), (8, 6, 2)),
     "PadConv2D": (lambda: layers.PadConv2D(6, 3, activation=layers.MaxMin()), (8, 6, 2)),
     "PadConv2D reflect": (lambda: layers.PadConv2D(6, (3, 5), padding="reflect", k_coef_lip=2.0), (8, 6, 2)),
@@ -140,7 +143,7 @@ CASES = {
         (8, 6, 2),
     ),
     "SLLDense": (lambda: layers.SLLDense(4, activation="tanh", use_bias=False, k_coef_lip=2.0), (3, 6)),
-    "SLLConv2D": (lambda: layers.SLLConv2D(6, (3, 5), padding="circular", k_coef_lip=0.5), (8, 6, 4)),
+    "SLLConv2D": (lambda: layers.SLLConv2D(5, (3, 5), padding="circular", k_coef_lip=0.5), (8, 6, 4)),
     "CPLDense": (lambda: layers.CPLDense(9), (6,)),
     "CPLConv2D": (lambda: layers.CPLConv2D(k_coef_lip=2.0, activation="leaky_relu"), (8, 6, 4)),
     "SandwichDense": (lambda: layers.SandwichDense(9, k_coef_lip=0.5), (6,)),
@@ -159,6 +162,7 @@ CASES = {
 # Arguments of `LayerCase` for those that do not promise `k_coef_lip` for the layer as a whole, or not at any time.
 OPTIONS = {
     "SpectralDense spectral": {"slack_in_training": 0.2},
+    "LipConv2D spectral": {"slack_in_training": 0.2},
     "LipConv2D operator norm": {"slack_in_training": 0.1},
     "LipConv2D soc": {"slack_in_training": 1e-3},
     "FrobeniusDense": {"per_output": True},
@@ -187,6 +191,29 @@ def test_every_public_layer_is_listed():
     classes = {getattr(layers, name) for name in public}
     assert {type(make()) for make, _ in CASES.values()} == classes
     assert set(OPTIONS) <= set(CASES)
+
+
+def test_every_parametrization_is_listed():
+    """Each of those with a name, on dense layers and on convolutions where it is one of such layers."""
+
+    def fits(kind, geometry):
+        try:
+            kind().bind(1.0, geometry)
+        except ValueError:
+            return False
+        return True
+
+    made = [make() for make, _ in CASES.values()]
+    bound = [layer.parametrization for layer in made if isinstance(layer, ConstrainedKernel)]
+    kinds = set(registry._NAMES.values())
+    expected = {
+        (kind, geometry is None)
+        for kind in kinds
+        for geometry in (None, ConvolutionGeometry((3, 3), (1, 1), (1, 1), padding="same"))
+        if fits(kind, geometry)
+    }
+    assert {kind for kind, _ in expected} == kinds
+    assert expected <= {(type(found), found.geometry is None) for found in bound}
 
 
 def samples(shape, count):

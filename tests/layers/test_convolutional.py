@@ -24,7 +24,8 @@ def matrix_of(layer, input_shape):
         places, count = int(np.prod(size)), kernel.shape[-1]
         part = total.reshape(places, count, places, count)[:, : layer.filters, :, :channels]
         largest = np.hypot(1 - 1 / 2 + 1 / 24 - 1 / 720, 1 - 1 / 6 + 1 / 120)  # where the skew operator has norm 1
-        return layer.k_coef_lip / largest * part.reshape(places * layer.filters, places * channels)
+        scale = np.float64(np.float32(layer.k_coef_lip / largest))
+        return scale * part.reshape(places * layer.filters, places * channels)
     if isinstance(layer, layers.LipDepthwiseConv2D):
         kernel = kernel.reshape(*kernel.shape[:-2], 1, -1)
         return convolution_matrix(kernel, tuple(size), groups=channels, **options)
@@ -82,6 +83,16 @@ def test_1d_and_3d(padding, options, rng):
 )
 def test_transposed(kernel_size, padding, options, rng):
     check(layers.LipConv2DTranspose(3, kernel_size, padding=padding, **options), (5, 4, 2), rng)
+
+
+@pytest.mark.parametrize(
+    ("kernel_size", "options"),
+    [(1, {"strides": 2}), (2, {"strides": 3}), (3, {"dilation_rate": 2}), (4, {"strides": 2}), (5, {"strides": 3})],
+)
+def test_transposed_and_orthogonal(kernel_size, options, rng):
+    layer = layers.LipConv2DTranspose(3, kernel_size, padding="circular", parametrization="aoc", **options)
+    check(layer, (4, 4, 2), rng)
+    np.testing.assert_allclose(np.linalg.svd(matrix_of(layer, (4, 4, 2)), compute_uv=False), 1, atol=1e-3)
 
 
 def test_a_transposed_circular_convolution_of_images_of_any_size(rng):

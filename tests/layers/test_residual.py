@@ -24,25 +24,32 @@ def kernels(shape, rng):
     return [kernel.astype("float32") for kernel in cases]
 
 
-# (how to make a block whose activation is linear, which is the worst: all slopes 1; shape of a sample)
-LINEAR = {
-    "SLLDense": (lambda: layers.SLLDense(9, "linear"), (6,)),
-    "SLLConv2D same": (lambda: layers.SLLConv2D(5, activation="linear"), (5, 6, 3)),
-    "SLLConv2D circular": (lambda: layers.SLLConv2D(5, (5, 3), "circular", activation="linear"), (4, 6, 2)),
-    "CPLDense": (lambda: layers.CPLDense(9, "linear"), (6,)),
-    "CPLConv2D same": (lambda: layers.CPLConv2D(5, activation="linear"), (5, 6, 3)),
-    "CPLConv2D circular": (lambda: layers.CPLConv2D(5, (5, 3), "circular", activation="linear"), (4, 6, 2)),
-    "CPLConv2D of one pixel": (lambda: layers.CPLConv2D(5, 1, activation="linear"), (3, 2, 4)),
-    "SandwichDense": (lambda: layers.SandwichDense(9, "linear", k_coef_lip=2.0), (6,)),
-    "LinearResidualConv2D same": (lambda: layers.LinearResidualConv2D(k_coef_lip=0.5), (5, 6, 3)),
-    "LinearResidualConv2D circular": (lambda: layers.LinearResidualConv2D((5, 3), "circular"), (4, 6, 2)),
+# (how to make a block with an activation; shape of a sample)
+BLOCKS = {
+    "SLLDense": (lambda activation: layers.SLLDense(9, activation), (6,)),
+    "SLLConv2D same": (lambda activation: layers.SLLConv2D(5, activation=activation), (5, 6, 3)),
+    "SLLConv2D circular": (
+        lambda activation: layers.SLLConv2D(5, (5, 3), "circular", activation=activation),
+        (4, 6, 2),
+    ),
+    "CPLDense": (lambda activation: layers.CPLDense(9, activation), (6,)),
+    "CPLConv2D same": (lambda activation: layers.CPLConv2D(5, activation=activation), (5, 6, 3)),
+    "CPLConv2D circular": (
+        lambda activation: layers.CPLConv2D(5, (5, 3), "circular", activation=activation),
+        (4, 6, 2),
+    ),
+    "CPLConv2D of one pixel": (lambda activation: layers.CPLConv2D(5, 1, activation=activation), (3, 2, 4)),
+    "SandwichDense": (lambda activation: layers.SandwichDense(9, activation, k_coef_lip=2.0), (6,)),
+    "LinearResidualConv2D same": (lambda _: layers.LinearResidualConv2D(k_coef_lip=0.5), (5, 6, 3)),
+    "LinearResidualConv2D circular": (lambda _: layers.LinearResidualConv2D((5, 3), "circular"), (4, 6, 2)),
 }
 
 
-@pytest.mark.parametrize(("make", "shape"), LINEAR.values(), ids=LINEAR)
+@pytest.mark.parametrize(("make", "shape"), BLOCKS.values(), ids=BLOCKS)
 def test_the_constant_holds_whatever_the_weights_are(make, shape, rng):
-    layer = make()
-    model = keras.Sequential([keras.Input(shape), layer])
+    """The Jacobian where all slopes are 1, which relu reaches with a large bias, and certificates."""
+    layer, rectified = make("linear"), make("relu")
+    model, nonlinear = (keras.Sequential([keras.Input(shape), one]) for one in (layer, rectified))
     basis = np.eye(np.prod(shape), dtype="float32").reshape(-1, *shape)
     reached = []
     for kernel in kernels(layer.kernel.shape, rng):
@@ -55,6 +62,9 @@ def test_the_constant_holds_whatever_the_weights_are(make, shape, rng):
             norm = operator_norm(matrix.astype("float64"))
             assert norm <= layer.k_coef_lip * (1 + 1e-5)
         reached.append(norm / layer.k_coef_lip)
+        rectified.set_weights(layer.get_weights())
+        for one in (model, nonlinear):
+            assert norm * (1 - 1e-6) <= lip.certify(one).lipschitz_constant <= layer.k_coef_lip * (1 + 1e-5)
     assert max(reached) > 0.9
 
 
@@ -217,7 +227,10 @@ BAD = {
     "activation": (lambda: layers.SLLDense(activation="gelu"), r"slopes are known to lie in \[0, 1\].*=gelu"),
     "sorting": (lambda: layers.CPLDense(activation=layers.MaxMin()), r"slopes are known to lie in \[0, 1\]"),
     "even": (lambda: layers.SLLConv2D(4, 2), "Expected odd numbers.*kernel_size=2"),
-    "kernel_size": (lambda: layers.LinearResidualConv2D(0), "one or two positive integers.*kernel_size=0"),
+    "kernel_size": (
+        lambda: layers.LinearResidualConv2D(0),
+        "`kernel_size` of LinearResidualConv2D. Expected a positive integer, or 2.*=0",
+    ),
     "padding": (lambda: layers.SLLConv2D(padding="valid"), "Expected 'same' or 'circular'.*padding=valid"),
     "data_format": (lambda: layers.SLLConv2D(data_format="last"), "'channels_first'.*data_format=last"),
     "k_coef_lip": (lambda: layers.SandwichDense(k_coef_lip=0), "k_coef_lip=0"),
