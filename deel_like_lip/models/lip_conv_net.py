@@ -69,7 +69,8 @@ def lip_conv_net(
         classes: Number of outputs.
         parametrization: How kernels are constrained, by name or as an object, as in `LipConv2D`, with the counterpart
             for the dense layer; or "sll" or "cpl" for these layers in place of convolutions. "polar" bounds the norm of
-            a 3x3 convolution by that of its reshaped kernel, which in a network as deep loses the gradient.
+            a 3x3 convolution by that of its reshaped kernel, and in a network as deep the gradient is lost: a new XS
+            has the constant 1e-4.
         activation: A function without arguments that returns a layer, such as its class, or the name of an activation
             of Keras. Its constant is at most 1.
         head: "first_channels", as described, or in its place a layer of `classes` outputs: "orthogonal", or "unit_norm"
