@@ -8,6 +8,7 @@ from deel_like_lip import (
     layers,
     losses,
     metrics,
+    models,
     parametrizations,
     regularizers,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "load_certificate",
     "losses",
     "metrics",
+    "models",
     "parametrizations",
     "plot_certified_accuracy",
     "regularizers",
