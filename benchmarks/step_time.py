@@ -41,14 +41,18 @@ from benchmarks._common import (
     worker_result,
 )
 
-# Net: (shape of the input, batch size, training steps in a turn, turns in a run)
-NETS: dict[str, tuple[tuple[int, ...], int, int, int]] = {
-    "mlp_small": ((784,), 256, 25, 5),
-    "mlp_wide": ((784,), 256, 6, 5),
-    "mnist_cnn": ((28, 28, 1), 256, 6, 5),
-    "vgg": ((32, 32, 3), 128, 1, 3),
+# Net: (shape of the input, batch size)
+NETS: dict[str, tuple[tuple[int, ...], int]] = {
+    "mlp_small": ((784,), 256),
+    "mlp_wide": ((784,), 256),
+    "mnist_cnn": ((28, 28, 1), 256),
+    "vgg": ((32, 32, 3), 128),
 }
 RUNS = 3
+TURNS = 5
+# A contender's turn takes about so long, but for one step at least and so many at most.
+TURN_SECONDS = 0.2
+MOST_STEPS = 25
 # Steps before the clock runs. In its first steps Adam moves every entry by the learning rate: kernels then need more
 # projection than in all of the training that follows.
 WARM_UP = {"mlp_small": 50, "mlp_wide": 30, "mnist_cnn": 6, "vgg": 1}
@@ -127,8 +131,7 @@ def worker(options: argparse.Namespace) -> None:
     keras.config.set_dtype_policy(options.dtype_policy)
     (backend,), (net,) = options.backends, options.nets
     jit = jit_compile(backend)
-    _, own_batch, steps, turns = NETS[net]
-    batch = options.batch or own_batch
+    batch = options.batch or NETS[net][1]
     if options.worker == "memory":
         import deel_like_lip  # noqa: F401
 
@@ -137,12 +140,12 @@ def worker(options: argparse.Namespace) -> None:
 
         result = {"bytes": float(peak_memory(train))}
     else:
-        runs = [one_run(net, batch, steps, turns, jit, options.skip) for _ in range(options.runs)]
+        runs = [one_run(net, batch, jit, options.skip) for _ in range(options.runs)]
         result = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     print(json.dumps(result))
 
 
-def one_run(net: str, batch: int, steps: int, turns: int, jit: Any, skip: list[str]) -> Measured:
+def one_run(net: str, batch: int, jit: Any, skip: list[str]) -> Measured:
     """Returns the ratios of one run with new models."""
     import keras
 
@@ -156,17 +159,23 @@ def one_run(net: str, batch: int, steps: int, turns: int, jit: Any, skip: list[s
         trainers[name] = keras_trainer(models[name], batch)
         trainers[name](0)
         first[name] = models[name].first_step - start
-    if keras.backend.backend() == "torch" and "torchlip" not in skip and torchlip_installed():
-        trainers["torchlip"] = torchlip_trainer(net, batch)
     for train in trainers.values():
         train(WARM_UP[net])
-    result = ratios({name: lambda train=train: train(steps) for name, train in trainers.items()}, turns)  # type: ignore[misc]
+    if keras.backend.backend() == "torch" and "torchlip" not in skip and torchlip_installed():
+        trainers["torchlip"] = torchlip_trainer(net, batch)  # each of its steps does the same work
+    result = ratios({name: in_turns(train) for name, train in trainers.items()}, TURNS)
     plain_time = result.pop("plain")
     if "first" not in skip:
         result["first step"] = first["layers"] / first["plain"]
     if "predict" not in skip:
-        result |= predict_ratios(net, models["layers"], batch, turns)
-    return {**result, "plain step in ms": 1e3 * plain_time / steps}
+        result |= predict_ratios(net, models["layers"], batch)
+    return {**result, "plain step in ms": 1e3 * plain_time}
+
+
+def in_turns(train: Callable[[int], float]) -> Callable[[], float]:
+    """Returns a function that trains for a turn and returns the seconds of a step."""
+    steps = min(max(round(TURN_SECONDS / train(1)), 1), MOST_STEPS)
+    return lambda: train(steps) / steps
 
 
 def contenders(net: str) -> list[str]:
@@ -174,16 +183,16 @@ def contenders(net: str) -> list[str]:
     return ["plain", "layers", *(["spectral"] if dense else []), "losses only"]
 
 
-def predict_ratios(net: str, trained: Any, batch: int, turns: int) -> Measured:
-    """Compares predicting by the trained model, by the folded one, and by plain layers with the same activation."""
+def predict_ratios(net: str, trained: Any, batch: int) -> Measured:
+    """Compares predicting by the trained model, by the folded one, and by plain layers with the same operations."""
     import deel_like_lip as lip
 
     models = {
-        "plain": keras_model(net, "same activation", "auto"),
+        "plain": lip.vanilla_model(keras_model(net, "same activation", "auto")),
         "folded": lip.vanilla_model(trained),
         "unfolded": trained,
     }
-    inputs, _ = samples(NETS[net][0], 4 * batch)
+    inputs, _ = samples(NETS[net][0], 2 * batch)
 
     def measure(model: Any) -> float:
         start = time.perf_counter()
@@ -193,7 +202,7 @@ def predict_ratios(net: str, trained: Any, batch: int, turns: int) -> Measured:
     for model in models.values():
         model.compile(jit_compile=trained.jit_compile)
         measure(model)
-    against_plain = ratios({name: lambda m=model: measure(m) for name, model in models.items()}, 3 * turns)  # type: ignore[misc]
+    against_plain = ratios({name: lambda m=model: measure(m) for name, model in models.items()}, 2 * TURNS)  # type: ignore[misc]
     return {
         "predict folded/plain": against_plain["folded"],
         "predict unfolded/folded": against_plain["unfolded"] / against_plain["folded"],
@@ -204,8 +213,8 @@ def keras_model(net: str, contender: str, jit: Any) -> Any:
     """Returns a compiled model.
 
     The contenders are `plain`; `layers`, this library's layers and loss; `spectral`, the same with that parametrization
-    of dense layers; `losses only`, the plain net with this library's loss and metric; and `same activation`, the plain
-    net with this library's activation.
+    of dense layers; `losses only`, the plain net with this library's loss and metric; and `same activation`, plain
+    layers with this library's activation and pooling, which built-in operations take the place of when it is folded.
     """
     import keras
 

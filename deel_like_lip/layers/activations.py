@@ -24,7 +24,9 @@ class _ChannelSort(ChannelLayer):
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if len(inputs.shape) > 3 and keras.backend.backend() == "tensorflow":
-            of_pairs = _sort_pairs_in_one_pass  # to compile it by itself takes time and memory once: images are worth it
+            of_pairs = (
+                _sort_pairs_in_one_pass  # to compile it by itself takes time and memory once: images are worth it
+            )
         else:
             of_pairs = sort_pairs if training else _sort_pairs_by_extrema
         return scaled(self._sorted(inputs, of_pairs), self.k_coef_lip)

@@ -7,8 +7,8 @@ import keras
 
 from deel_like_lip import parametrizations
 from deel_like_lip._typing import Tensor
+from deel_like_lip._validation import checked_count
 from deel_like_lip.layers.base import channel_axis, checked_activation
-from deel_like_lip.layers.convolution_base import check_positive
 from deel_like_lip.layers.dense import SpectralDense
 from deel_like_lip.layers.heads import UnitNormDense
 from deel_like_lip.parametrizations import AOC, SOC, OperatorNorm, Parametrization
@@ -110,7 +110,7 @@ def dense_counterpart(parametrization: Any) -> Parametrization:
 
 def check_classes(classes: Any, owner: str) -> None:
     """Raises if the number of outputs is not a positive integer."""
-    check_positive(classes, "classes", owner)
+    checked_count(classes, "classes", owner)
 
 
 def _positive_integers(values: Any) -> bool:

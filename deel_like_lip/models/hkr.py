@@ -6,9 +6,8 @@ from typing import Any
 import keras
 
 from deel_like_lip._typing import Tensor
-from deel_like_lip._validation import checked_positive
+from deel_like_lip._validation import checked_count, checked_positive
 from deel_like_lip.layers.activations import MaxMin
-from deel_like_lip.layers.convolution_base import check_positive
 from deel_like_lip.layers.convolutional import LipConv2D
 from deel_like_lip.layers.dense import SpectralDense
 from deel_like_lip.layers.pooling import ScaledL2NormPooling2D
@@ -178,7 +177,7 @@ def _blocks_and_dense(
     shape, sizes = checked_image_shape(input_shape, owner)
     channels, widths = checked_widths(filters, "filters", owner), checked_widths(units, "units", owner)
     check_classes(classes, owner)
-    check_positive(convolutions, "convolutions", owner)
+    checked_count(convolutions, "convolutions", owner)
     check_choice(head, HEADS, "head", owner)
     k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")
     if min(sizes) < 2 ** len(channels):

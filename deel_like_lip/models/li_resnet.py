@@ -5,10 +5,9 @@ from typing import Any
 
 import keras
 
-from deel_like_lip._validation import checked_positive
+from deel_like_lip._validation import checked_count, checked_positive
 from deel_like_lip.layers.activations import MaxMin
 from deel_like_lip.layers.blocks import LinearResidualConv2D
-from deel_like_lip.layers.convolution_base import check_positive
 from deel_like_lip.layers.convolutional import LipConv2D
 from deel_like_lip.layers.dense import SpectralDense
 from deel_like_lip.models.base import (
@@ -92,7 +91,7 @@ def li_resnet(
     owner = "li_resnet"
     shape, sizes = checked_image_shape(input_shape, owner)
     for argument, value in (("depth", depth), ("width", width), ("units", units)):
-        check_positive(value, argument, owner)
+        checked_count(value, argument, owner)
     check_classes(classes, owner)
     check_choice(head, HEADS, "head", owner)
     k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")

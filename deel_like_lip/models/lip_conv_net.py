@@ -7,11 +7,10 @@ import keras
 
 from deel_like_lip import parametrizations
 from deel_like_lip._typing import Tensor
-from deel_like_lip._validation import checked_positive
+from deel_like_lip._validation import checked_count, checked_positive
 from deel_like_lip.initializers import DeltaOrthogonal
 from deel_like_lip.layers.activations import MaxMin
 from deel_like_lip.layers.blocks import CPLConv2D, CPLDense, SLLConv2D, SLLDense
-from deel_like_lip.layers.convolution_base import check_positive
 from deel_like_lip.layers.convolutional import LipConv2D
 from deel_like_lip.layers.dense import SpectralDense
 from deel_like_lip.layers.resampling import FirstChannels, InvertibleDownSampling, ZeroChannelPadding
@@ -130,7 +129,7 @@ def lip_conv_net(
     shape, sizes = checked_image_shape(input_shape, owner)
     width = WIDTHS[size] if width is None else width
     for argument, value in (("width", width), ("blocks", blocks), ("convolutions", convolutions)):
-        check_positive(value, argument, owner)
+        checked_count(value, argument, owner)
     check_classes(classes, owner)
     k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")
     multiple, features = 2**blocks, width * 2**blocks
