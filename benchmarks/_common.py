@@ -22,6 +22,9 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 BACKENDS = {"tensorflow": "tensorflow", "tensorflow-xla": "tensorflow", "jax": "jax", "torch": "torch"}
 CLASSES = 10
 MEMORY_STEPS = 4
+# A contender's turn takes about so long, but for one step at least and so many at most.
+TURN_SECONDS = 0.2
+MOST_STEPS = 25
 
 Measured = dict[str, float]
 
@@ -73,6 +76,12 @@ def ratios(measures: dict[str, Callable[[], float]], turns: int) -> Measured:
     }
     result[reference] = statistics.median(times[reference])
     return result
+
+
+def in_turns(train: Callable[[int], float]) -> Callable[[], float]:
+    """Returns a function that trains for a turn and returns the seconds of a step."""
+    steps = min(max(round(TURN_SECONDS / train(1)), 1), MOST_STEPS)
+    return lambda: train(steps) / steps
 
 
 def samples(shape: tuple[int, ...], count: int) -> tuple[Any, Any]:

@@ -40,6 +40,7 @@ from benchmarks._common import (
     RESULTS,
     Measured,
     compile_hkr,
+    in_turns,
     jit_compile,
     keras_trainer,
     machine,
@@ -60,8 +61,7 @@ CONTENDERS = {
 }
 BATCH = 128
 WARM_UP = 10
-# Of the step's time: training steps in a turn, and turns.
-STEPS, TURNS = {"conv": 4, "dense": 20}, 7
+TURNS = 7
 STEPS_OF_CLOCK = 25
 IMAGES = 400
 SIDE = 5
@@ -150,8 +150,7 @@ def step_times(options: argparse.Namespace) -> Measured:
     for name in options.contenders:
         trainers[name] = keras_trainer(compiled_net(table, name, 1000, options), BATCH)
         trainers[name](WARM_UP)
-    turns = {name: lambda train=train: train(STEPS[table]) for name, train in trainers.items()}  # type: ignore[misc]
-    return {**ratios(turns, TURNS), "plain": 1.0}
+    return {**ratios({name: in_turns(train) for name, train in trainers.items()}, TURNS), "plain": 1.0}
 
 
 def one_contender(options: argparse.Namespace) -> Measured:

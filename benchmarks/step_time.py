@@ -31,6 +31,7 @@ from benchmarks._common import (
     MEMORY_STEPS,
     RESULTS,
     Measured,
+    in_turns,
     jit_compile,
     keras_trainer,
     machine,
@@ -50,9 +51,6 @@ NETS: dict[str, tuple[tuple[int, ...], int]] = {
 }
 RUNS = 3
 TURNS = 5
-# A contender's turn takes about so long, but for one step at least and so many at most.
-TURN_SECONDS = 0.2
-MOST_STEPS = 25
 # Steps before the clock runs. In its first steps Adam moves every entry by the learning rate: kernels then need more
 # projection than in all of the training that follows.
 WARM_UP = {"mlp_small": 50, "mlp_wide": 30, "mnist_cnn": 6, "vgg": 1}
@@ -170,12 +168,6 @@ def one_run(net: str, batch: int, jit: Any, skip: list[str]) -> Measured:
     if "predict" not in skip:
         result |= predict_ratios(net, models["layers"], batch)
     return {**result, "plain step in ms": 1e3 * plain_time}
-
-
-def in_turns(train: Callable[[int], float]) -> Callable[[], float]:
-    """Returns a function that trains for a turn and returns the seconds of a step."""
-    steps = min(max(round(TURN_SECONDS / train(1)), 1), MOST_STEPS)
-    return lambda: train(steps) / steps
 
 
 def contenders(net: str) -> list[str]:

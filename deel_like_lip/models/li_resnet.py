@@ -7,7 +7,7 @@ import keras
 
 from deel_like_lip._validation import checked_count, checked_positive
 from deel_like_lip.layers.activations import MaxMin
-from deel_like_lip.layers.blocks import LinearResidualConv2D
+from deel_like_lip.layers.convolution_blocks import LinearResidualConv2D
 from deel_like_lip.layers.convolutional import LipConv2D
 from deel_like_lip.layers.dense import SpectralDense
 from deel_like_lip.models.base import (

@@ -10,7 +10,8 @@ from deel_like_lip._typing import Tensor
 from deel_like_lip._validation import checked_count, checked_positive
 from deel_like_lip.initializers import DeltaOrthogonal
 from deel_like_lip.layers.activations import MaxMin
-from deel_like_lip.layers.blocks import CPLConv2D, CPLDense, SLLConv2D, SLLDense
+from deel_like_lip.layers.blocks import CPLDense, SLLDense
+from deel_like_lip.layers.convolution_blocks import CPLConv2D, SLLConv2D
 from deel_like_lip.layers.convolutional import LipConv2D
 from deel_like_lip.layers.dense import SpectralDense
 from deel_like_lip.layers.resampling import FirstChannels, InvertibleDownSampling, ZeroChannelPadding
