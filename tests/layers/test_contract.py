@@ -132,12 +132,6 @@ CASES = {
         (8, 6, 2),
     ),
     "PadConv2D replicate": (lambda: layers.PadConv2D(6, 3, dilation_rate=2, groups=2, padding="edge"), (8, 6, 2)),
-    "PadConv2D zeros": (lambda: layers.PadConv2D(6, 4, strides=3, padding="zeros"), (8, 6, 2)),
-    "PadConv2D circular": (lambda: layers.PadConv2D(6, 3, padding="circular"), (8, 6, 2)),
-    "PadConv2D aol": (
-        lambda: layers.PadConv2D(6, 3, padding="symmetric", parametrization="aol"),
-        (8, 6, 2),
-    ),
     "PadConv2D aoc": (
         lambda: layers.PadConv2D(6, 3, padding="reflect", parametrization="aoc", k_coef_lip=0.5),
         (8, 6, 2),
