@@ -28,6 +28,19 @@ def max_overlap(
     return math.prod(math.ceil(size * math.gcd(stride, dilation) / stride) for size, stride, dilation in taps)
 
 
+def circular_pads(window: Sequence[int], strides: Sequence[int], dilation_rate: Sequence[int]) -> list[tuple[int, int]]:
+    """Returns how much of an image is repeated before and after it, so that each axis shrinks by its stride exactly.
+
+    Args:
+        window: Number of taps along each spatial axis.
+        strides: Stride along each spatial axis.
+        dilation_rate: Dilation along each spatial axis.
+    """
+    taps = zip(window, strides, dilation_rate, strict=True)
+    totals = [max((size - 1) * dilation + 1 - stride, 0) for size, stride, dilation in taps]
+    return [(total // 2, total - total // 2) for total in totals]
+
+
 def largest_overlap(indices: npt.NDArray[np.int64], taps: int, stride: int = 1, dilation: int = 1) -> int:
     """Returns the largest number of taps, over all windows together, that meet one value of a padded axis.
 

@@ -9,9 +9,10 @@ import numpy as np
 from keras import ops
 
 from deel_like_lip import parametrizations
+from deel_like_lip._geometry import circular_pads
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.base import ConstrainedKernel, fold_activation, scaled
-from deel_like_lip.parametrizations import SOC, ConvolutionGeometry
+from deel_like_lip.parametrizations import SOC, Cayley, ConvolutionGeometry
 
 _PADDINGS = ("valid", "same", "circular")
 _AXIS_NAMES = {1: ("length",), 2: ("height", "width"), 3: ("depth", "height", "width")}
@@ -77,9 +78,8 @@ class _Convolution(keras.layers.Layer):
 
     @property
     def _circular_pads(self) -> list[tuple[int, int]]:
-        """How many rows and columns are repeated before and after, so that each axis shrinks by its stride exactly."""
-        totals = [max(extent - stride, 0) for extent, stride in zip(self._extents, self.strides, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
+        """How many rows and columns are repeated before and after."""
+        return circular_pads(self.kernel_size, self.strides, self.dilation_rate)
 
     @property
     def _circular_multiples(self) -> Sequence[int]:
@@ -117,6 +117,7 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         **kwargs: The arguments of the Keras layer, and `k_coef_lip`.
     """
 
+    input_spec: Any
     _plain_class: type
 
     def __init__(self, *args: Any, padding: Any, parametrization: Any, **kwargs: Any) -> None:
@@ -152,15 +153,23 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         if self.padding == "circular":
             self._check_circular(input_shape)
         self._spatial_sizes = tuple(input_shape[axis] for axis in self._spatial_axes)
-        geometry = dataclasses.replace(self._geometry, channels=self._channels(input_shape[self._channel_axis]))
+        channels = self._channels(input_shape[self._channel_axis])
+        geometry = dataclasses.replace(self._geometry, channels=channels, sizes=self._spatial_sizes)
         self.parametrization = self.parametrization.bind(self._constant_of_kernel, geometry)
         super().build(input_shape)
+        if isinstance(self.parametrization, Cayley):
+            sizes = dict(zip(self._spatial_axes, self._spatial_sizes, strict=True))
+            self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2, axes={**self.input_spec.axes, **sizes})
 
     def _channels(self, inputs: Any) -> tuple[int, int]:
         """Returns the `channels` of the geometry of a layer with as many input channels."""
         return inputs // self.groups, self.filters // self.groups
 
     def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        if isinstance(self.parametrization, Cayley):
+            for equation, factor in self.parametrization.factors(kernel, self._channel_axis == 1):
+                inputs = ops.einsum(equation, inputs, factor)
+            return inputs
         if not isinstance(self.parametrization, SOC):
             return super()._apply(inputs, kernel)
         axis, count = self._channel_axis % len(inputs.shape), kernel.shape[-1]
@@ -201,6 +210,8 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         return self._plain_class(**config)
 
     def fold(self) -> Callable[[Tensor], Tensor]:
+        if self.built and isinstance(self.parametrization, Cayley):
+            return self._fold_at_frequencies(self.parametrization)
         if not self.built or not isinstance(self.parametrization, SOC):
             return super().fold()
         kernel, series = ops.convert_to_numpy(self.kernel), self.parametrization
@@ -223,15 +234,47 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
 
         return folded
 
+    def _fold_at_frequencies(self, cayley: Cayley) -> Callable[[Tensor], Tensor]:
+        factors = [
+            (equation, [ops.convert_to_numpy(factor)])
+            for equation, factor in cayley.factors(self.kernel, self._channel_axis == 1)
+        ]
+        if self.use_bias:
+            factors[-1][1].append(ops.convert_to_numpy(self.bias))
+        channels = {"i": self.input_spec.axes[self._channel_axis], "o": self.filters}
+        steps = [self._plain_einsum(equation, weights, channels) for equation, weights in factors]
+        activation = fold_activation(self.activation)
+
+        def folded(inputs: Tensor) -> Tensor:
+            for step in steps:
+                inputs = step(inputs)
+            return activation(inputs)
+
+        return folded
+
     def _plain_dense(self, matrix: Any, bias: Any = None) -> Callable[[Tensor], Tensor]:
         """Returns a plain layer that multiplies the channels by a matrix, and adds a bias."""
         weights, dtype = [matrix, *([] if bias is None else [bias])], self.dtype_policy
         if self._channel_axis == -1:
             return with_weights(keras.layers.Dense(matrix.shape[1], use_bias=bias is not None, dtype=dtype), weights)
-        axes, sizes = "hwd"[: self.rank], self._spatial_sizes
-        equation, bias_axes = f"bi{axes},io->bo{axes}", None if bias is None else "o"
-        plain = keras.layers.EinsumDense(equation, (matrix.shape[1], *sizes), bias_axes=bias_axes, dtype=dtype)
-        return with_weights(plain, [matrix, *(weight.reshape(-1, *(1,) * self.rank) for weight in weights[1:])])
+        axes = "hwd"[: self.rank]
+        sizes = dict(zip(axes, self._spatial_sizes, strict=True))
+        return self._plain_einsum(f"bi{axes},io->bo{axes}", weights, sizes)
+
+    def _plain_einsum(
+        self, equation: str, weights: list[Any], kept: dict[str, int | None]
+    ) -> Callable[[Tensor], Tensor]:
+        """Returns a plain layer that multiplies by a tensor, and adds a bias to the channels, `o` in the equation.
+
+        Of the axes of the output that the tensor does not have, `kept` gives the sizes.
+        """
+        _, letters, results = equation.replace("->", ",").split(",")
+        sizes = {**kept, **dict(zip(letters, weights[0].shape, strict=True))}
+        shape = [sizes[letter] for letter in results[1:]]
+        bias_axes = "o" if len(weights) > 1 else None
+        plain = keras.layers.EinsumDense(equation, shape, bias_axes=bias_axes, dtype=self.dtype_policy)
+        ones = (1,) * len(results.partition("o")[2])
+        return with_weights(plain, [weights[0], *(weight.reshape(-1, *ones) for weight in weights[1:])])
 
     def _prepare_inputs(self, inputs: Tensor) -> Tensor:
         if self.padding == "circular":

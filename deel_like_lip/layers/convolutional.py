@@ -116,6 +116,8 @@ class LipConv2D(_ConstrainedConv, keras.layers.Conv2D):
             - `"polar"`, also `"reshaped"`: orthogonal as a matrix, as above.
             - `"aoc"`, also `"bcop"`: orthogonal as an operator, computed from orthogonal matrices.
             - `"soc"`: likewise, a series of six convolutions; without strides.
+            - `"cayley"`: likewise, a kernel of the size of the image, computed at each of its frequencies from a weight
+              that may be anything; for circular padding and an input of fixed size.
             - `"aol"`: almost orthogonal, computed from a weight that may be anything, of norm at most `k_coef_lip`.
             - `"operator_norm"`: only the norm of the operator is fixed; in training by an estimate, up to a tenth
               above, which `RenormalizeCallback` makes hold.

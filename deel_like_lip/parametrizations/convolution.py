@@ -26,6 +26,7 @@ class ConvolutionGeometry:
         transposed: Whether the layer is a transposed convolution.
         channels: Number of input and output channels of one group, in the roles that they have in the convolution even
             where the layer is its transpose; None before the layer is built.
+        sizes: Size of the input along each spatial axis, None where it is not known; None before the layer is built.
     """
 
     kernel_size: tuple[int, ...]
@@ -35,6 +36,7 @@ class ConvolutionGeometry:
     padding: str = "valid"
     transposed: bool = False
     channels: tuple[int, int] | None = None
+    sizes: tuple[int | None, ...] | None = None
 
 
 def reshaped_kernel_factor(

@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from deel_like_lip._typing import Tensor
-from deel_like_lip.parametrizations.base import ComputedKernel, in_float32
+from deel_like_lip.parametrizations.base import ComputedKernel, in_float32, transpose
 
 # Relative to the Frobenius norm of a Gram matrix: above the rounding errors of its factorisation, which on matrices of
 # rank 1 with 2000 rows reach an eighth of it.
@@ -38,8 +38,8 @@ class DenseKernel(ComputedKernel):
 
 
 def gram(matrix: Tensor) -> Tensor:
-    """Returns the Gram matrix of the columns."""
-    return ops.matmul(ops.transpose(matrix), matrix)
+    """Returns the Gram matrix of the columns, or those of a stack."""
+    return ops.matmul(transpose(matrix), matrix)
 
 
 def closing_step(matrix: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ def of_unit_size(matrix: Tensor) -> Tensor:
 
 
 def with_ridge(matrix: Tensor) -> Tensor:
-    """Returns a Gram matrix plus what keeps its factorisation from failing, a matrix of zeros included."""
-    size = ops.sqrt(ops.sum(ops.square(ops.stop_gradient(matrix))))
-    return matrix + RIDGE * or_one(size) * ops.eye(matrix.shape[0], dtype=matrix.dtype)
+    """Returns a Gram matrix plus what keeps its factorisation from failing, a matrix of zeros included; or a stack."""
+    size = ops.sqrt(ops.sum(ops.square(ops.stop_gradient(matrix)), axis=(-2, -1), keepdims=True))
+    return matrix + RIDGE * or_one(size) * ops.eye(matrix.shape[-1], dtype=matrix.dtype)
 
 
 def or_one(size: Tensor) -> Tensor:

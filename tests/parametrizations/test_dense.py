@@ -167,7 +167,7 @@ def test_aol_is_orthogonal_where_the_weight_is(rng):
     np.testing.assert_allclose(singular_values(kernel(weight)), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(DEFINITIONS.keys() - {"aol"}))
+@pytest.mark.parametrize("name", sorted(DEFINITIONS.keys() - {"aol", "cayley"}))
 def test_convolutions_are_refused(name):
     geometry = ConvolutionGeometry((3, 3), (1, 1), (1, 1))
     with pytest.raises(ValueError, match=r"`parametrization`. \w+ is one of dense layers.*Received: parametrization="):
