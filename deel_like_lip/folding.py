@@ -68,7 +68,13 @@ class _Folder:
                     "overrides `call` but not `fold`, which would describe what the class it derives from computes."
                 )
             fold = operation.fold()
-            return lambda inputs, *args, **kwargs: fold(inputs)
+
+            def folded(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                outputs = fold(inputs)
+                _name_after(operation.name, inputs, outputs)
+                return outputs
+
+            return folded
         if isinstance(operation, keras.Model):
             return self.fold_model(operation)
         if isinstance(operation, keras.layers.Layer):
@@ -126,6 +132,21 @@ def _new_inputs(tensors: Any) -> Any:
     return keras.tree.map_structure(
         lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name), tensors
     )
+
+
+def _name_after(layer: str, inputs: Tensor, outputs: Tensor) -> None:
+    """Puts a layer's name before those that Keras gave to what it is folded into, which other layers may have too."""
+    seen = set(map(id, keras.tree.flatten(inputs)))
+    tensors = keras.tree.flatten(outputs)
+    while tensors:
+        tensor = tensors.pop()
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        operation, node, _ = tensor._keras_history
+        if operation.name != layer and not operation.name.startswith(f"{layer}_"):
+            operation.name = f"{layer}_{operation.name}"
+        tensors += operation._inbound_nodes[node].input_tensors
 
 
 # Layers whose activation is the last thing that they do, unlike that of a recurrent layer.

@@ -208,3 +208,19 @@ def test_a_subclassed_model_whose_call_cannot_be_followed():
     model._build_shapes_dict = {"input_shape": (None, 4)}
     with pytest.raises(ValueError, match="'opaque' of class Opaque cannot be folded: its `call` does something"):
         lip.vanilla_model(model)
+
+
+def test_a_fold_shares_no_name_with_other_layers():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 2)),
+            lip.layers.LipConv2D(2, 3, padding="circular", parametrization="soc"),
+            lip.layers.GroupSort2(k_coef_lip=2.0),
+            keras.layers.Rescaling(1.0, name="rescaling"),
+            keras.layers.Flatten(),
+            keras.layers.Dense(3, name="dense"),
+        ]
+    )
+    keras.backend.clear_session()  # names are counted from the start again, as where a saved model is loaded
+    plain = lip.vanilla_model(model)
+    assert np.isfinite(to_numpy(plain(np.ones((1, 4, 4, 2), "float32")))).all()
