@@ -243,6 +243,19 @@ def fold_scale(factor: float) -> Callable[[Tensor], Tensor]:
     return keras.layers.Rescaling(factor) if factor != 1 else lambda inputs: inputs
 
 
+def with_zero_channels(inputs: Tensor, axis: int, count: int) -> Tensor:
+    """Returns the inputs with channels of zeros behind theirs, also symbolically.
+
+    TensorFlow on CPUs makes one operation of a padding and a convolution that follows, and forgets its channels: so the
+    padded axis is moved to another place and back, where there are others.
+    """
+    if not count:
+        return inputs
+    rank = len(inputs.shape)
+    pads = [(0, 0), (0, count), *[(0, 0)] * (rank - 2)]
+    return ops.moveaxis(ops.pad(ops.moveaxis(inputs, axis, 1), pads), 1, axis) if axis > 1 else ops.pad(inputs, pads)
+
+
 def channel_axis(data_format: str, shape: Shape) -> int:
     """Returns the axis of the channels in a tensor of that shape; tensors without spatial axes have them last."""
     return 1 if data_format == "channels_first" and len(shape) > 2 else len(shape) - 1

@@ -11,7 +11,7 @@ from keras import ops
 from deel_like_lip import parametrizations
 from deel_like_lip._geometry import circular_pads
 from deel_like_lip._typing import Shape, Tensor
-from deel_like_lip.layers.base import ConstrainedKernel, fold_activation, scaled
+from deel_like_lip.layers.base import ConstrainedKernel, fold_activation, scaled, with_zero_channels
 from deel_like_lip.parametrizations import SOC, Cayley, ConvolutionGeometry
 
 _PADDINGS = ("valid", "same", "circular")
@@ -173,9 +173,7 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         if not isinstance(self.parametrization, SOC):
             return super()._apply(inputs, kernel)
         axis, count = self._channel_axis % len(inputs.shape), kernel.shape[-1]
-        missing = [(0, count - size if index == axis else 0) for index, size in enumerate(inputs.shape)]
-        if inputs.shape[axis] < count:
-            inputs = ops.pad(inputs, missing)
+        inputs = with_zero_channels(inputs, axis, max(count - inputs.shape[axis], 0))
         outputs = self.parametrization.exponential(
             lambda term: super(ConstrainedConvolution, self)._apply(term, kernel), inputs
         )

@@ -8,7 +8,7 @@ from keras import ops
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip._validation import checked_count, checked_sizes
-from deel_like_lip.layers.base import fold_scale, scaled
+from deel_like_lip.layers.base import fold_scale, scaled, with_zero_channels
 from deel_like_lip.layers.channels import ChannelLayer
 
 
@@ -244,9 +244,7 @@ class ZeroChannelPadding(_NumberOfChannels):
 
     def _moved(self, inputs: Tensor) -> Tensor:
         axis, channels = self._channels(inputs.shape)
-        pads = [(0, 0)] * len(inputs.shape)
-        pads[axis] = (0, self.channels - channels)
-        return ops.pad(inputs, pads)
+        return with_zero_channels(inputs, axis, self.channels - channels)
 
 
 @register

@@ -152,3 +152,14 @@ def test_bad_numbers(make, argument, value):
 def test_sizes_that_do_not_fit(layer, shape, words):
     with pytest.raises(ValueError, match=rf"'{layer.name}'.*{words}.*input_shape=\(None, {shape[0]}"):
         keras.Sequential([keras.Input(shape), layer])
+
+
+@pytest.mark.parametrize("padding", ["same", "circular"])
+def test_channels_that_are_appended_reach_a_convolution(padding):
+    """TensorFlow on CPUs makes one operation of a padding and a convolution, which knew of height and width only."""
+    convolution = layers.LipConv2D(4, 1, padding=padding)
+    model = keras.Sequential([keras.Input((4, 5, 1)), layers.ZeroChannelPadding(4), convolution])
+    images = np.random.default_rng(0).normal(size=(2, 4, 5, 1)).astype("float32")
+    expected = images * to_numpy(convolution.kernel)[0, 0, 0]
+    for net in (model, lip.vanilla_model(model)):
+        np.testing.assert_allclose(net.predict(images, verbose=0), expected, atol=1e-6)
