@@ -23,12 +23,10 @@ class _ChannelSort(ChannelLayer):
     """Views the channel axis as two axes, sorts along one of them, and views them as one again."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        if len(inputs.shape) > 3 and keras.backend.backend() == "tensorflow":
-            of_pairs = (
-                _sort_pairs_in_one_pass  # to compile it by itself takes time and memory once: images are worth it
-            )
-        else:
+        if keras.backend.backend() != "tensorflow":
             of_pairs = sort_pairs if training else _sort_pairs_by_extrema
+        else:  # there compiling it alone takes time and memory once, which images are worth
+            of_pairs = _sort_pairs_in_one_pass if len(inputs.shape) > 3 else sort_pairs
         return scaled(self._sorted(inputs, of_pairs), self.k_coef_lip)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:

@@ -113,7 +113,7 @@ def test_operators_are_orthogonal_before_and_after_training(rng):
     losses = [float(together.train_on_batch(data, targets)) for _ in range(10)]
     assert losses[-1] < losses[0]
     for model, inputs, weight in zip(models, data, before, strict=True):
-        assert np.linalg.norm(to_numpy(model.layers[0].stored_kernel) - weight) > 0.3 * np.linalg.norm(weight)
+        assert np.linalg.norm(to_numpy(model.layers[0].stored_kernel) - weight) > 0.1 * np.linalg.norm(weight)
         check(model, inputs, rounding=5e-5)  # the larger the weights, the less well conditioned the inverse
 
 
