@@ -41,8 +41,7 @@ def hkr_cnn(
     Dense layers and a head follow. By default conv16, pool, conv32, pool, dense 64, dense 10, which is the network of
     the tutorials of deel-lip. The widths of the paper's own could not be found. What differs here: convolutions are
     orthogonal as operators (`parametrization="polar"` is the paper's, which loses more of the gradient), and the
-    activation is `MaxMin`, a `GroupSort2` up to the order of channels. The default has
-    104 202 parameters.
+    activation is `MaxMin`, a `GroupSort2` up to the order of channels. The default has 104 202 parameters.
 
     Args:
         input_shape: Shape of one image, in the data format of the Keras configuration.
@@ -74,7 +73,7 @@ def hkr_cnn(
         `k_coef_lip`.
 
     Published:
-        No certified accuracy: the paper prints curves.
+        No certified accuracy.
 
     Example:
         >>> hkr_cnn().output_shape
@@ -116,8 +115,8 @@ def hkr_vgg(
 ) -> keras.Model:
     """A deeper `hkr_cnn` in the manner of VGG, for large images and one output, as an attribute of CelebA is.
 
-    The paper's network for CelebA is one of this kind. Its number of blocks and their widths could not be found: these
-    begin with that of the tutorials of deel-lip and double. The default has 1 168 913 parameters.
+    Its blocks begin with the width of the tutorials of deel-lip, and double; those of the paper's network for CelebA
+    could not be found. The default has 1 168 913 parameters.
 
     Takes the arguments of `hkr_cnn`, with the same meaning and other defaults, and returns the same.
 
@@ -132,7 +131,7 @@ def hkr_vgg(
         images of more than 30 pixels that of a 3x3 convolution is up to 1 % above the norm, so here up to 6 % in all.
 
     Published:
-        No certified accuracy: the paper reports accuracy under attacks.
+        No certified accuracy.
 
     Example:
         >>> hkr_vgg().output_shape
