@@ -137,14 +137,14 @@ def peak_memory(train_steps: Callable[[], Any]) -> int:
     return status("VmHWM") - before
 
 
-def compile_hkr(model: Any, steps: int, min_margin: float = 1.0, **options: Any) -> None:
+def compile_hkr(model: Any, steps: int, min_margin: float = 1.0, rate: float = 3e-3, **options: Any) -> None:
     """Compiles a classifier for a training of so many steps."""
     import keras
 
     import deel_like_lip as lip
 
     model.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, steps)),
         # The hinge of the true class has the weight of the nine others together.
         loss=lip.losses.MulticlassHKR(alpha=50.0, min_margin=min_margin, true_class_weight=9.0),
         **options,

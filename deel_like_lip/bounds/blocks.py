@@ -218,7 +218,7 @@ def _sandwich(call: Call, read: Read) -> Block | None:
     if first.axis % rank != second.axis % rank or not first.norm or not second.norm:
         return None
     bounds = []
-    for s in {1.0, float(np.sqrt(first.norm / second.norm))}:
+    for s in filter(lambda s: 0 < s < math.inf, (1.0, math.sqrt(first.norm / second.norm))):
         both = np.concatenate([s * second.kernel, first.kernel.T / s], axis=1)
         norm = up(spectral_norm_bound(both) + EPSILON * norm_up(both))
         bounds.append(product_up(0.5, norm, norm))

@@ -95,8 +95,8 @@ def lip_conv_net(
 
     Certificate:
         The l2 norm. The constant is at most `k_coef_lip` (with "soc" 1.00004 times as much for each convolution, of
-        which no more is proven, and with "aoc" certified to be within 0.1 % of it), and that of a pair of classes `sqrt(2)` times as much; with "unit_norm" at most `2
-        k_coef_lip`.
+        which no more is proven, and with "aoc" certified to be within 0.1 % of it), and that of a pair of classes
+        `sqrt(2)` times as much; with "unit_norm" at most `2 k_coef_lip`.
 
     Published:
         On CIFAR-10 within 36/255, l2 in pixels of [0, 1], certified accuracy in % after 24 hours on an A100:

@@ -19,7 +19,7 @@ def test_three_convolutions_lose_no_gain():
     dense = [layers.SpectralDense(64, activation=layers.GroupSort2()), layers.SpectralDense(10)]
     body = [down(), convolution(16), down(), convolution(32), convolution(32), keras.layers.Flatten()]
     model = keras.Sequential([keras.Input((28, 28, 1)), *body, *dense])
-    steps, batch = 300, 128
+    steps, batch = 240, 128
     optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, steps))
     model.compile(optimizer, lip.losses.MulticlassHKR(alpha=10.0, true_class_weight=9.0))
     images, digits = (array[: steps * batch] for array in mnist("train"))
@@ -28,7 +28,6 @@ def test_three_convolutions_lose_no_gain():
 
     certified = lip.certify(model).lipschitz_constant
     # Norms of the Jacobian at the images, and nothing else.
-    found = lip.empirical_lipschitz(model, mnist("test")[0][:200], search_steps=0)
-    print("FOUND", found, certified)
+    found = lip.empirical_lipschitz(model, mnist("test")[0][:100], search_steps=0)
     assert 0.9 * certified <= found <= certified * (1 + 1e-5)
     assert certified <= 1 + 1e-5
