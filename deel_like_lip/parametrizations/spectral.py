@@ -8,11 +8,20 @@ from keras import ops
 from deel_like_lip._fusion import compiled
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
-from deel_like_lip.parametrizations.base import ReshapedKernel, as_matrix, gram_matrix, probe, row_times, times_column
+from deel_like_lip.parametrizations.base import (
+    ReshapedKernel,
+    as_matrix,
+    from_matrix,
+    gram_matrix,
+    probe,
+    row_times,
+    times_column,
+)
 
 _POWER_ITERATIONS = 4
 # Squarings of the Gram matrix: the bound exceeds the norm by a factor of at most n^(1 / 2^(k + 2)), 0.7 % for n = 1024.
 _SQUARINGS = 8
+_TINY = float(np.finfo("float32").tiny)
 
 
 @register
@@ -42,10 +51,19 @@ class Spectral(ReshapedKernel):
         return self._divided(kernel, ops.max(norm_estimate(matrix, _POWER_ITERATIONS)))
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
-        return gradient
+        """Returns the gradient of what the division by the norm leaves of a step, `G - <G, W> u v^T / |W|`.
 
-    def tangent_matmul(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        return ops.matmul(inputs, ops.cast(kernel, inputs.dtype))
+        With the plain gradient G a step that makes the kernel larger makes all singular values smaller but the first,
+        and in the end there is no other.
+        """
+        matrix, direction = as_matrix(kernel, self.groups), as_matrix(gradient, self.groups)
+        vector, image = top_singular_pair(matrix, _POWER_ITERATIONS)
+        length = _length(image, -1)
+        largest = ops.max(length)
+        share = ops.sum(matrix * direction) / ops.maximum(largest, _TINY) ** 2
+        share = ops.where(length == largest, share, 0.0)  # of a convolution the group of the largest norm
+        removed = (share[..., None] * image)[..., None] * vector[..., None, :]
+        return ops.cast(from_matrix(direction - removed, gradient.shape), gradient.dtype)
 
     def _divided(self, kernel: Tensor, spectral_norm: Tensor) -> Tensor:
         return divided(kernel, spectral_norm, self.norm)
@@ -59,21 +77,26 @@ def divided(kernel: Tensor, spectral_norm: Tensor, norm: float) -> Tensor:
     return kernel * ops.cast(factor, kernel.dtype)
 
 
-def norm_estimate(matrix: Tensor, iterations: int) -> Tensor:
-    """Returns the spectral norms of a stack of matrices, from below, by power iteration from a fixed vector.
+def top_singular_pair(matrix: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Returns unit vectors that a stack of matrices lengthens most, nearly, and their images, by power iteration.
 
     Args:
         matrix: Tensor of shape `(..., rows, columns)`.
         iterations: Their number.
 
     Returns:
-        Tensor of shape `(...,)`.
+        Tensors of shape `(..., columns)` and `(..., rows)`.
     """
-    vector, tiny = ops.convert_to_tensor(probe(matrix.shape[-1]), dtype=matrix.dtype), float(np.finfo("float32").tiny)
+    vector = ops.convert_to_tensor(probe(matrix.shape[-1]), dtype=matrix.dtype)
     for _ in range(iterations):
         vector = row_times(times_column(matrix, vector), matrix)
-        vector = vector / (_length(vector, -1)[..., None] + tiny)
-    return _length(times_column(matrix, vector), -1)
+        vector = vector / (_length(vector, -1)[..., None] + _TINY)
+    return vector, times_column(matrix, vector)
+
+
+def norm_estimate(matrix: Tensor, iterations: int) -> Tensor:
+    """Returns the spectral norms of a stack of matrices, from below, as `top_singular_pair` does; shape `(...,)`."""
+    return _length(top_singular_pair(matrix, iterations)[1], -1)
 
 
 @compiled

@@ -5,6 +5,7 @@ import pytest
 from keras import ops
 
 from deel_like_lip.parametrizations import (
+    ConvolutionGeometry,
     Frobenius,
     Orthogonal,
     Spectral,
@@ -193,3 +194,18 @@ def test_parametrizations_are_hashable_values():
     assert Orthogonal(0.5) == Orthogonal(0.5)
     assert hash(Frobenius(1.0, True)) == hash(Frobenius(1.0, True))
     assert Frobenius(1.0, True) != Frobenius(1.0, False)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_gradient_of_spectral_kernels_is_that_of_the_kernel_divided_by_its_norm(groups, rng):
+    """Up to the norm: `d/dW <G, W / |W|> = (G - <G, W> u v^T / |W|) / |W|`; the first group has the largest."""
+    kernel, gradient = rng.normal(size=(2, 3, 2, 2, 4 * groups)).astype("float32")
+    kernel[..., :4] += 3.0  # the group with the largest norm, which is far above its second singular value
+    geometry = ConvolutionGeometry((3, 2), (1, 1), (1, 1), groups=groups)
+    parametrization = Spectral().bind(1.0, geometry)
+    left, values, right = np.linalg.svd(kernel[..., :4].reshape(-1, 4).astype("float64"), full_matrices=False)
+    expected = gradient.astype("float64")
+    removed = np.sum(gradient * kernel) / values[0] * np.outer(left[:, 0], right[0])
+    expected[..., :4] -= removed.reshape(3, 2, 2, 4)
+    found = to_numpy(parametrization.tangent_gradient(ops.convert_to_tensor(kernel), ops.convert_to_tensor(gradient)))
+    np.testing.assert_allclose(found, expected, atol=1e-3)
