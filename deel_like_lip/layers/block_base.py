@@ -92,8 +92,8 @@ class Block(LipschitzLayer):
         return lambda inputs: scale(add([inputs, back(hidden(inputs))]))
 
     def _steps(self) -> Tensor:
-        """Returns t, in at least float32: one number, or one for each hidden unit."""
-        return ops.convert_to_tensor(2.0, dtype="float32")
+        """Returns t, in the kernel's dtype, at least float32: one number, or one for each hidden unit."""
+        return ops.convert_to_tensor(2.0, dtype=in_float32(self.kernel).dtype)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         self._features(input_shape)
