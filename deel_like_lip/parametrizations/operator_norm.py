@@ -16,10 +16,11 @@ from deel_like_lip.parametrizations.base import Parametrization, in_float32, tra
 from deel_like_lip.parametrizations.convolution import (
     ConvolutionGeometry,
     fold_strides,
+    kernel_from_groups,
     kernel_of_groups,
     refuse_strided_dilation,
 )
-from deel_like_lip.parametrizations.spectral import divided, norm_estimate
+from deel_like_lip.parametrizations.spectral import divided, top_singular_pair
 
 # Squarings of Gram matrices: the bound exceeds the norm by a factor of at most n^(1 / 2^(k + 2)), for n = 64 by 0.4 %,
 # and by 3.3 % in training.
@@ -74,7 +75,18 @@ class OperatorNorm(Parametrization):
         return divided(kernel, operator_norm_estimate(self._at_stride_one(kernel)), self.norm)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
-        return gradient
+        """Returns the gradient of what the division by the norm leaves of a step, `G - <G, K> N` for the norm's own N.
+
+        With the plain gradient G a step that makes the kernel larger makes all singular values smaller but the first,
+        and in the end there is no other. With strides it is the plain one.
+        """
+        if self.geometry is not None and max(self.geometry.strides) > 1:
+            return gradient
+        kernels, direction = self._at_stride_one(kernel), self._at_stride_one(gradient)
+        norm, normal = operator_norm_gradient(kernels)
+        tangent = direction - normal * (ops.sum(kernels * direction) / ops.maximum(norm, _TINY))
+        tangent = tangent[0] if self.geometry is None else kernel_from_groups(tangent, gradient.shape)
+        return ops.cast(tangent, gradient.dtype)
 
     def _at_stride_one(self, kernel: Tensor) -> Tensor:
         kernel = in_float32(kernel)
@@ -148,18 +160,66 @@ def operator_norm_bound(kernels: Tensor, in_training: bool = False) -> Tensor:
 @compiled
 def operator_norm_estimate(kernels: Tensor) -> Tensor:
     """Returns an estimate of the same norm from below, by power iterations on a coarser grid."""
-    counts = [max(1, size // 2 * _POINTS_OF_ESTIMATE) for size in kernels.shape[1:-2]]
-    real, imaginary = _symbols(kernels, counts)
+    _, images = _top_singular_pairs(kernels)
+    return ops.sqrt(ops.max(ops.sum(ops.square(images), axis=1)))
+
+
+def operator_norm_gradient(kernels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns that estimate, and its gradient with respect to the kernels, in their shape.
+
+    The symbol is K = A + i B at the best frequency w, with A and B the sums of the taps times cos <t, w> and
+    sin <t, w>. With singular vectors u + i u' and v + i v' the norm is `u A v + u' A v' + u' B v - u B v'`.
+    """
+    groups, *taps, inputs, outputs = kernels.shape
+    vectors, images = _top_singular_pairs(kernels)
+    lengths = ops.sqrt(ops.sum(ops.square(images), axis=1))
+    best, norm = ops.argmax(lengths), ops.max(lengths)
+    left, right = ops.take(images, best, axis=0) / ops.maximum(norm, _TINY), ops.take(vectors, best, axis=0)
+    cosine, sine = (
+        ops.take(ops.convert_to_tensor(table, dtype=kernels.dtype), best // groups, axis=0)
+        for table in _waves(taps, _counts_of_estimate(taps))
+    )
+    even = ops.outer(left[:inputs], right[:outputs]) + ops.outer(left[inputs:], right[outputs:])
+    odd = ops.outer(left[inputs:], right[:outputs]) - ops.outer(left[:inputs], right[outputs:])
+    normal = ops.reshape(cosine[:, None, None] * even + sine[:, None, None] * odd, (1, *kernels.shape[1:]))
+    chosen = ops.cast(ops.arange(groups) == ops.cast(best % groups, "int32"), kernels.dtype)
+    return norm, normal * ops.reshape(chosen, (groups, *(1,) * (len(taps) + 2)))
+
+
+def _top_singular_pairs(kernels: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns `top_singular_pair` of the symbols on a coarse grid; real parts come first, then imaginary ones."""
+    real, imaginary = _symbols(kernels, _counts_of_estimate(kernels.shape[1:-2]))
     # A complex matrix A + iB has the norm of [[A, -B], [B, A]].
     upper = ops.concatenate([real, -imaginary], axis=2)
     lower = ops.concatenate([imaginary, real], axis=2)
-    return ops.max(norm_estimate(ops.concatenate([upper, lower], axis=1), _POWER_ITERATIONS))
+    return top_singular_pair(ops.concatenate([upper, lower], axis=1), _POWER_ITERATIONS)
+
+
+def _counts_of_estimate(taps: Sequence[int]) -> list[int]:
+    return [max(1, size // 2 * _POINTS_OF_ESTIMATE) for size in taps]
+
+
+def _waves(taps: Sequence[int], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns cosines and sines of `<t, w>` for the frequencies w of a grid and the taps t.
+
+    Opposite frequencies have conjugate symbols, so one of two is left out.
+
+    Returns:
+        Arrays of shape `(frequencies, taps)`.
+    """
+    grid = [2 * math.pi * np.arange(count) / count for count in counts]
+    if grid:
+        grid[-1] = grid[-1][: counts[-1] // 2 + 1]
+    frequencies = np.array(list(itertools.product(*grid)))
+    positions = np.array(list(itertools.product(*map(range, taps))))
+    angles = frequencies @ positions.T
+    return np.cos(angles), np.sin(angles)
 
 
 def _symbols(kernels: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Returns the symbols `K = sum_t kernel_t exp(-i <t, w>)` on a grid of frequencies, real and imaginary parts.
 
-    Opposite frequencies have conjugate symbols, so one of two is left out; the sign of imaginary parts is too.
+    The sign of imaginary parts is left out.
 
     Args:
         kernels: Tensor of shape `(groups, *taps, inputs, outputs)`.
@@ -169,16 +229,11 @@ def _symbols(kernels: Tensor, counts: Sequence[int]) -> tuple[Tensor, Tensor]:
         Tensors of shape `(frequencies * groups, inputs, outputs)`.
     """
     groups, *taps, inputs, outputs = kernels.shape
-    grid = [2 * math.pi * np.arange(count) / count for count in counts]
-    if grid:
-        grid[-1] = grid[-1][: counts[-1] // 2 + 1]
-    frequencies = np.array(list(itertools.product(*grid)))
-    positions = np.array(list(itertools.product(*map(range, taps))))
-    angles = frequencies @ positions.T
-    flat = ops.reshape(kernels if groups == 1 else ops.moveaxis(kernels, 0, -3), (len(positions), -1))
+    waves = _waves(taps, counts)
+    flat = ops.reshape(kernels if groups == 1 else ops.moveaxis(kernels, 0, -3), (math.prod(taps), -1))
     real, imaginary = (
         ops.reshape(ops.matmul(ops.convert_to_tensor(table, dtype=flat.dtype), flat), (-1, inputs, outputs))
-        for table in (np.cos(angles), np.sin(angles))
+        for table in waves
     )
     return real, imaginary
 

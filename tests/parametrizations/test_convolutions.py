@@ -1,6 +1,7 @@
 """Parametrizations of convolutions: norms and singular values of the explicit operators in float64."""
 
 import functools
+import itertools
 
 import keras
 import numpy as np
@@ -248,3 +249,27 @@ def test_names_and_configurations(name):
     again = parametrizations.get(parametrizations.serialize(found.bind(2.0, geometry)))
     assert again == found
     assert keras.saving.get_registered_name(type(found)).startswith("deel_like_lip.parametrizations>")
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((3, 3, 2, 4), 1), ((3, 1, 2, 6), 2), ((2, 3, 4, 2), None)])
+def test_the_gradient_of_a_kernel_divided_by_its_operator_norm(shape, groups, rng):
+    """That of `<G, K / |K|>`, times |K|, against finite differences in float64."""
+    kernel, gradient, direction = rng.normal(size=(3, *shape))
+    kernel[..., -1] *= 2.0  # a norm that is differentiable
+
+    def quotient(kernel):
+        waves = [2 * np.pi * np.arange(max(1, 8 * (size // 2))) / max(1, 8 * (size // 2)) for size in shape[:2]]
+        norms = []
+        for first, second in itertools.product(*waves):
+            phases = np.exp(-1j * (first * np.arange(shape[0])[:, None] + second * np.arange(shape[1])))
+            symbol = np.einsum("ij,ijcd->cd", phases, kernel)
+            parts = symbol[:, None] if groups is None else np.split(symbol, groups, axis=1)
+            norms += [np.linalg.norm(part, 2) for part in parts]
+        return np.sum(gradient * kernel) / max(norms), max(norms)
+
+    step = 1e-5
+    expected = (quotient(kernel + step * direction)[0] - quotient(kernel - step * direction)[0]) / (2 * step)
+    geometry = ConvolutionGeometry(shape[:2], (1, 1), (1, 1), groups=groups)
+    tensors = [ops.convert_to_tensor(array.astype("float32")) for array in (kernel, gradient)]
+    found = to_numpy(OperatorNorm().bind(1.0, geometry).tangent_gradient(*tensors))
+    assert np.sum(found * direction) / quotient(kernel)[1] == pytest.approx(expected, rel=1e-2, abs=1e-2)
