@@ -53,8 +53,8 @@ from benchmarks._common import (
     worker_result,
 )
 
-# Shape of images, and the radii that are usual.
-DATASETS = {"mnist": ((28, 28, 1), (0.3, 1.58)), "cifar10": ((32, 32, 3), (36 / 255, 108 / 255))}
+# Shape of images, the radii that are usual, and the hinge's margin.
+DATASETS = {"mnist": ((28, 28, 1), (0.3, 1.58), 1.0), "cifar10": ((32, 32, 3), (36 / 255, 108 / 255), 0.2)}
 CONTENDERS = {
     "conv": ["plain", "polar", "operator_norm", "aol", "aoc", "soc", "SLL", "CPL", "LinearResidual"],
     "dense": [
@@ -215,7 +215,7 @@ def certified_accuracies(model: Any, data: Any, options: argparse.Namespace) -> 
     import deel_like_lip as lip
 
     images, labels = data
-    _, radii = DATASETS[options.dataset]
+    _, radii, _ = DATASETS[options.dataset]
     logits = model.predict(images, batch_size=1000, verbose=0)
     shares = lip.certify(model).certified_accuracy(logits, labels, (0.0, *radii))
     names = ("clean", *(f"at {radius:.3g}" for radius in radii))
@@ -226,12 +226,10 @@ def compiled_net(table: str, contender: str, steps: int, options: argparse.Names
     """Returns the net of a contender, compiled for so many training steps."""
     import keras
 
-    from examples.quickstart import SETTINGS
-
-    shape, _ = DATASETS[options.dataset]
+    shape, _, margin = DATASETS[options.dataset]
     net = (convolution_net if table == "conv" else dense_net)(contender, shape)
     jit = jit_compile(options.backend)
-    compile_hkr(net, steps, SETTINGS[options.dataset].min_margin, rate, jit_compile=jit)
+    compile_hkr(net, steps, margin, rate, jit_compile=jit)
     if contender == "plain":
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         net.compile(net.optimizer, loss, jit_compile=jit)

@@ -37,7 +37,7 @@ class Setting(NamedTuple):
 
 SETTINGS = {
     "digits": Setting(20, 32, 0.4, (0.0, 0.1, 0.2, 0.3, 0.5)),
-    "mnist": Setting(10, 256, 1.0, (0.0, 0.3, 0.5, 1.0, 1.58)),
+    "mnist": Setting(10, 256, 0.8, (0.0, 0.3, 0.5, 1.0, 1.58)),
     "fashion_mnist": Setting(10, 256, 0.5, (0.0, 0.1, 0.3, 0.5, 1.0)),
     "cifar10": Setting(10, 256, 0.2, (0.0, 36 / 255, 72 / 255, 108 / 255, 1.0)),
 }
