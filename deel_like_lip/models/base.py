@@ -7,7 +7,6 @@ import keras
 
 from deel_like_lip import parametrizations
 from deel_like_lip._typing import Tensor
-from deel_like_lip._validation import checked_count
 from deel_like_lip.layers.base import channel_axis, checked_activation
 from deel_like_lip.layers.dense import SpectralDense
 from deel_like_lip.layers.heads import UnitNormDense
@@ -106,11 +105,6 @@ def dense_counterpart(parametrization: Any) -> Parametrization:
     found = parametrizations.get(parametrization)
     names: dict[type[Parametrization], str] = {AOC: "polar", SOC: "exponential", OperatorNorm: "spectral"}
     return parametrizations.get(names[type(found)]) if type(found) in names else found
-
-
-def check_classes(classes: Any, owner: str) -> None:
-    """Raises if the number of outputs is not a positive integer."""
-    checked_count(classes, "classes", owner)
 
 
 def _positive_integers(values: Any) -> bool:

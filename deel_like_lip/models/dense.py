@@ -5,14 +5,13 @@ from typing import Any
 
 import keras
 
-from deel_like_lip._validation import checked_positive
+from deel_like_lip._validation import checked_count, checked_positive
 from deel_like_lip.layers.activations import MaxMin
 from deel_like_lip.layers.dense import SpectralDense
 from deel_like_lip.models.base import (
     HEADS,
     activated,
     check_choice,
-    check_classes,
     checked_shape,
     checked_widths,
     with_head,
@@ -76,7 +75,7 @@ def dense_net(
     """
     owner = "dense_net"
     shape, widths = checked_shape(input_shape, owner), checked_widths(units, "units", owner)
-    check_classes(classes, owner)
+    checked_count(classes, "classes", owner)
     check_choice(head, HEADS, "head", owner)
     k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")
     inputs = keras.Input(shape)

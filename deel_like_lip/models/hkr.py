@@ -15,7 +15,6 @@ from deel_like_lip.models.base import (
     HEADS,
     activated,
     check_choice,
-    check_classes,
     checked_image_shape,
     checked_widths,
     dense_counterpart,
@@ -175,7 +174,7 @@ def _blocks_and_dense(
 ) -> keras.Model:
     shape, sizes = checked_image_shape(input_shape, owner)
     channels, widths = checked_widths(filters, "filters", owner), checked_widths(units, "units", owner)
-    check_classes(classes, owner)
+    checked_count(classes, "classes", owner)
     checked_count(convolutions, "convolutions", owner)
     check_choice(head, HEADS, "head", owner)
     k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")

@@ -14,7 +14,6 @@ from deel_like_lip.models.base import (
     HEADS,
     activated,
     check_choice,
-    check_classes,
     checked_image_shape,
     with_head,
 )
@@ -91,7 +90,7 @@ def li_resnet(
     shape, sizes = checked_image_shape(input_shape, owner)
     for argument, value in (("depth", depth), ("width", width), ("units", units)):
         checked_count(value, argument, owner)
-    check_classes(classes, owner)
+    checked_count(classes, "classes", owner)
     check_choice(head, HEADS, "head", owner)
     k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")
     smallest = _STEM_STRIDE * _NECK_STRIDE

@@ -19,7 +19,6 @@ from deel_like_lip.models.base import (
     HEADS,
     activated,
     check_choice,
-    check_classes,
     checked_image_shape,
     dense_counterpart,
     with_head,
@@ -131,7 +130,7 @@ def lip_conv_net(
     width = WIDTHS[size] if width is None else width
     for argument, value in (("width", width), ("blocks", blocks), ("convolutions", convolutions)):
         checked_count(value, argument, owner)
-    check_classes(classes, owner)
+    checked_count(classes, "classes", owner)
     k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")
     multiple, features = 2**blocks, width * 2**blocks
     if min(sizes) <= multiple // 2:

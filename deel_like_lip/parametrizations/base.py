@@ -11,6 +11,9 @@ from keras import ops
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.parametrizations.convolution import ConvolutionGeometry, reshaped_kernel_factor
 
+# What stands for zero where a norm divides.
+TINY = float(np.finfo("float32").tiny)
+
 
 @dataclasses.dataclass(frozen=True)
 class Parametrization(abc.ABC):

@@ -12,7 +12,7 @@ from keras import ops
 from deel_like_lip._fusion import compiled
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
-from deel_like_lip.parametrizations.base import Parametrization, in_float32, transpose
+from deel_like_lip.parametrizations.base import TINY, Parametrization, in_float32, transpose
 from deel_like_lip.parametrizations.convolution import (
     ConvolutionGeometry,
     fold_strides,
@@ -20,7 +20,7 @@ from deel_like_lip.parametrizations.convolution import (
     kernel_of_groups,
     refuse_strided_dilation,
 )
-from deel_like_lip.parametrizations.spectral import divided, top_singular_pair
+from deel_like_lip.parametrizations.spectral import divided, norm_estimate, top_singular_pair
 
 # Squarings of Gram matrices: the bound exceeds the norm by a factor of at most n^(1 / 2^(k + 2)), for n = 64 by 0.4 %,
 # and by 3.3 % in training.
@@ -35,7 +35,6 @@ _EFFORT = 2**25
 # Room for the rounding of float32, and for what bounds of the result allow themselves: Gram iteration in `certify` ends
 # within 0.01 % of the norm.
 _ROOM = 1 + 1.5e-4
-_TINY = float(np.finfo("float32").tiny)
 # Of the estimate.
 _POWER_ITERATIONS = 6
 _POINTS_OF_ESTIMATE = 8
@@ -84,7 +83,7 @@ class OperatorNorm(Parametrization):
             return gradient
         kernels, direction = self._at_stride_one(kernel), self._at_stride_one(gradient)
         norm, normal = operator_norm_gradient(kernels)
-        tangent = direction - normal * (ops.sum(kernels * direction) / ops.maximum(norm, _TINY))
+        tangent = direction - normal * (ops.sum(kernels * direction) / ops.maximum(norm, TINY))
         tangent = tangent[0] if self.geometry is None else kernel_from_groups(tangent, gradient.shape)
         return ops.cast(tangent, gradient.dtype)
 
@@ -152,7 +151,7 @@ def operator_norm_bound(kernels: Tensor, in_training: bool = False) -> Tensor:
         log_bound = log_bound + ops.log(length) / 2 ** (power + 1)
         gram = _squared([part / length for part in gram])
     rows = ops.max(ops.sum(ops.sqrt(_squares(gram)), axis=2, keepdims=True), axis=1, keepdims=True)
-    last = ops.minimum(_frobenius(gram), ops.maximum(rows, _TINY))  # no norm is above its largest row sum either
+    last = ops.minimum(_frobenius(gram), ops.maximum(rows, TINY))  # no norm is above its largest row sum either
     log_bound = log_bound + ops.log(last) / 2 ** (squarings + 1)
     return ops.where(largest > 0, scale * ops.exp(ops.max(log_bound)) * (slack * _ROOM), 0.0)
 
@@ -160,8 +159,7 @@ def operator_norm_bound(kernels: Tensor, in_training: bool = False) -> Tensor:
 @compiled
 def operator_norm_estimate(kernels: Tensor) -> Tensor:
     """Returns an estimate of the same norm from below, by power iterations on a coarser grid."""
-    _, images = _top_singular_pairs(kernels)
-    return ops.sqrt(ops.max(ops.sum(ops.square(images), axis=1)))
+    return ops.max(norm_estimate(_real_symbols(kernels), _POWER_ITERATIONS))
 
 
 def operator_norm_gradient(kernels: Tensor) -> tuple[Tensor, Tensor]:
@@ -171,10 +169,10 @@ def operator_norm_gradient(kernels: Tensor) -> tuple[Tensor, Tensor]:
     sin <t, w>. With singular vectors u + i u' and v + i v' the norm is `u A v + u' A v' + u' B v - u B v'`.
     """
     groups, *taps, inputs, outputs = kernels.shape
-    vectors, images = _top_singular_pairs(kernels)
+    vectors, images = top_singular_pair(_real_symbols(kernels), _POWER_ITERATIONS)
     lengths = ops.sqrt(ops.sum(ops.square(images), axis=1))
     best, norm = ops.argmax(lengths), ops.max(lengths)
-    left, right = ops.take(images, best, axis=0) / ops.maximum(norm, _TINY), ops.take(vectors, best, axis=0)
+    left, right = ops.take(images, best, axis=0) / ops.maximum(norm, TINY), ops.take(vectors, best, axis=0)
     cosine, sine = (
         ops.take(ops.convert_to_tensor(table, dtype=kernels.dtype), best // groups, axis=0)
         for table in _waves(taps, _counts_of_estimate(taps))
@@ -186,13 +184,13 @@ def operator_norm_gradient(kernels: Tensor) -> tuple[Tensor, Tensor]:
     return norm, normal * ops.reshape(chosen, (groups, *(1,) * (len(taps) + 2)))
 
 
-def _top_singular_pairs(kernels: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns `top_singular_pair` of the symbols on a coarse grid; real parts come first, then imaginary ones."""
+def _real_symbols(kernels: Tensor) -> Tensor:
+    """Returns the symbols on a coarse grid as real matrices, on vectors of real parts and then imaginary ones."""
     real, imaginary = _symbols(kernels, _counts_of_estimate(kernels.shape[1:-2]))
     # A complex matrix A + iB has the norm of [[A, -B], [B, A]].
     upper = ops.concatenate([real, -imaginary], axis=2)
     lower = ops.concatenate([imaginary, real], axis=2)
-    return top_singular_pair(ops.concatenate([upper, lower], axis=1), _POWER_ITERATIONS)
+    return ops.concatenate([upper, lower], axis=1)
 
 
 def _counts_of_estimate(taps: Sequence[int]) -> list[int]:
@@ -256,4 +254,4 @@ def _squares(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _frobenius(parts: Sequence[Tensor]) -> Tensor:
-    return ops.sqrt(ops.maximum(ops.sum(_squares(parts), axis=(1, 2), keepdims=True), _TINY))
+    return ops.sqrt(ops.maximum(ops.sum(_squares(parts), axis=(1, 2), keepdims=True), TINY))

@@ -18,6 +18,7 @@ from deel_like_lip._fusion import compiled
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.parametrizations.base import (
+    TINY,
     ReshapedKernel,
     as_matrix,
     from_matrix,
@@ -42,7 +43,6 @@ _CLOSE_ENOUGH_IN_TRAINING = 0.2
 # update goes on where these end.
 _MAX_STEPS = 60
 _MAX_STEPS_IN_TRAINING = 20
-_TINY = float(np.finfo("float32").tiny)
 # Beyond this e the first step starts from a scaled kernel, or from Polar Express.
 _FAR = 0.9
 # The polynomials a x + b x^3 + c x^5 of Polar Express for singular values in [1e-3, 1], by the recursion of the
@@ -220,7 +220,7 @@ def _squared_singular_values(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = matrix.shape[-2] < matrix.shape[-1]
     size = min(matrix.shape[-2:])
-    mean = ops.maximum(_squared_length(matrix, 2) * (1 / size), _TINY)
+    mean = ops.maximum(_squared_length(matrix, 2) * (1 / size), TINY)
 
     def deviation(vector: Tensor) -> Tensor:
         image = row_times(vector, matrix) if wide else times_column(matrix, vector)
@@ -305,4 +305,4 @@ def _norm_from_below(symmetric: Callable[[Tensor], Tensor], shape: tuple[int, ..
     """Estimates the norm of a symmetric map of vectors, or those of a stack, by four power iterations."""
     vector = ops.convert_to_tensor(np.broadcast_to(probe(shape[-1]), shape), dtype=dtype)
     previous, vector = ops.fori_loop(0, 4, lambda _, pair: (pair[1], symmetric(pair[1])), (vector, vector))
-    return ops.sqrt(_squared_length(vector, 1) / (_squared_length(previous, 1) + _TINY))
+    return ops.sqrt(_squared_length(vector, 1) / (_squared_length(previous, 1) + TINY))

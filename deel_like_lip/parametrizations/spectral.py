@@ -9,6 +9,7 @@ from deel_like_lip._fusion import compiled
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
 from deel_like_lip.parametrizations.base import (
+    TINY,
     ReshapedKernel,
     as_matrix,
     from_matrix,
@@ -21,7 +22,6 @@ from deel_like_lip.parametrizations.base import (
 _POWER_ITERATIONS = 4
 # Squarings of the Gram matrix: the bound exceeds the norm by a factor of at most n^(1 / 2^(k + 2)), 0.7 % for n = 1024.
 _SQUARINGS = 8
-_TINY = float(np.finfo("float32").tiny)
 
 
 @register
@@ -44,11 +44,11 @@ class Spectral(ReshapedKernel):
     """
 
     def project(self, kernel: Tensor) -> Tensor:
-        return self._divided(kernel, ops.max(norm_above(as_matrix(kernel, self.groups))))
+        return divided(kernel, ops.max(norm_above(as_matrix(kernel, self.groups))), self.norm)
 
     def retract(self, kernel: Tensor) -> Tensor:
         matrix = as_matrix(kernel, self.groups)
-        return self._divided(kernel, ops.max(norm_estimate(matrix, _POWER_ITERATIONS)))
+        return divided(kernel, ops.max(norm_estimate(matrix, _POWER_ITERATIONS)), self.norm)
 
     def tangent_gradient(self, kernel: Tensor, gradient: Tensor) -> Tensor:
         """Returns the gradient of what the division by the norm leaves of a step, `G - <G, W> u v^T / |W|`.
@@ -60,13 +60,10 @@ class Spectral(ReshapedKernel):
         vector, image = top_singular_pair(matrix, _POWER_ITERATIONS)
         length = _length(image, -1)
         largest = ops.max(length)
-        share = ops.sum(matrix * direction) / ops.maximum(largest, _TINY) ** 2
+        share = ops.sum(matrix * direction) / ops.maximum(ops.square(largest), TINY)
         share = ops.where(length == largest, share, 0.0)  # of a convolution the group of the largest norm
         removed = (share[..., None] * image)[..., None] * vector[..., None, :]
         return ops.cast(from_matrix(direction - removed, gradient.shape), gradient.dtype)
-
-    def _divided(self, kernel: Tensor, spectral_norm: Tensor) -> Tensor:
-        return divided(kernel, spectral_norm, self.norm)
 
 
 def divided(kernel: Tensor, spectral_norm: Tensor, norm: float) -> Tensor:
@@ -90,7 +87,7 @@ def top_singular_pair(matrix: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     vector = ops.convert_to_tensor(probe(matrix.shape[-1]), dtype=matrix.dtype)
     for _ in range(iterations):
         vector = row_times(times_column(matrix, vector), matrix)
-        vector = vector / (_length(vector, -1)[..., None] + _TINY)
+        vector = vector / (_length(vector, -1)[..., None] + TINY)
     return vector, times_column(matrix, vector)
 
 

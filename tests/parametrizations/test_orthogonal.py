@@ -209,3 +209,9 @@ def test_the_gradient_of_spectral_kernels_is_that_of_the_kernel_divided_by_its_n
     expected[..., :4] -= removed.reshape(3, 2, 2, 4)
     found = to_numpy(parametrization.tangent_gradient(ops.convert_to_tensor(kernel), ops.convert_to_tensor(gradient)))
     np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+def test_the_gradient_of_a_spectral_kernel_of_zeros_is_the_plain_one(rng):
+    gradient = rng.normal(size=(4, 3)).astype("float32")
+    found = Spectral().tangent_gradient(ops.zeros((4, 3)), ops.convert_to_tensor(gradient))
+    assert np.array_equal(to_numpy(found), gradient)
