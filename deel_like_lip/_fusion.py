@@ -1,5 +1,6 @@
-"""Functions of tensors that are compiled by themselves, on the backend where that pays."""
+"""Parts of a computation that are compiled by themselves, on the backend where that pays."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,20 +10,19 @@ import keras
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def fused(function: _Function) -> _Function:
-    """Compiles a function by XLA where TensorFlow would run it operation by operation, each through memory.
+def one_pass() -> contextlib.AbstractContextManager[None]:
+    """Has TensorFlow compile the operations of the block together, where it would take each through memory by itself.
 
-    A training step that TensorFlow compiles as a whole includes it. Torch, and TensorFlow where XLA does not work, run
-    the function as it is; JAX compiles all the same. As a decorator.
+    For graphs of TensorFlow. What is compiled as a whole, by TensorFlow or JAX, needs no such block; a function that is
+    compiled inside of it would keep TensorFlow's XLA from its fast convolutions. Gradients are not covered.
     """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow
 
-    @functools.wraps(function)
-    def run(*args: Any) -> Any:
-        if keras.backend.backend() != "tensorflow" or not _xla_works():
-            return function(*args)
-        return _compiled_by_xla(function)(*args)
-
-    return run  # type: ignore[return-value]
+        if not tensorflow.executing_eagerly():
+            scope: contextlib.AbstractContextManager[None] = tensorflow.xla.experimental.jit_scope()
+            return scope
+    return contextlib.nullcontext()
 
 
 def compiled(function: _Function) -> _Function:
@@ -42,14 +42,6 @@ def compiled(function: _Function) -> _Function:
 
 
 @functools.cache
-def _compiled_by_xla(function: Callable[..., Any]) -> Callable[..., Any]:
-    import tensorflow
-
-    compiled: Callable[..., Any] = tensorflow.function(function, jit_compile=True, autograph=False)
-    return compiled
-
-
-@functools.cache
 def _compiled(function: Callable[..., Any], count: int) -> Callable[..., Any]:
     result: Callable[..., Any]
     if keras.backend.backend() == "jax":
@@ -61,16 +53,3 @@ def _compiled(function: Callable[..., Any], count: int) -> Callable[..., Any]:
 
         result = tensorflow.function(function, autograph=False)
     return result
-
-
-@functools.cache
-def _xla_works() -> bool:
-    """Whether TensorFlow can compile for the device that it uses, which it cannot for each."""
-    import tensorflow
-
-    with tensorflow.init_scope():
-        try:
-            tensorflow.function(lambda x: x + 1, jit_compile=True)(tensorflow.zeros(1))
-        except (tensorflow.errors.OpError, ValueError):
-            return False
-    return True

@@ -12,11 +12,12 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel_like_lip._fusion import fused
+from deel_like_lip._fusion import one_pass
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.base import built, fold_scale, scaled
 from deel_like_lip.layers.channels import ChannelLayer, constant
+from deel_like_lip.parametrizations import upstream_gradient
 
 
 class _ChannelSort(ChannelLayer):
@@ -79,7 +80,23 @@ def sort_pairs(inputs: Tensor, axis: int) -> Tensor:
     return inputs + ops.concatenate([-gap, gap], axis=axis)
 
 
-_sort_pairs_in_one_pass = fused(sort_pairs)
+def _sort_pairs_in_one_pass(inputs: Tensor, axis: int) -> Tensor:
+    """Sorts like `sort_pairs`, forth and back in one pass through memory each on TensorFlow, which images are worth."""
+
+    @ops.custom_gradient
+    def sort(values: Tensor) -> tuple[Tensor, Any]:
+        def backward(*args: Tensor, upstream: Tensor = None) -> Tensor:
+            gradient = upstream_gradient(args, upstream)
+            with one_pass():
+                left, right = ops.split(values, 2, axis=axis)
+                gap = ops.subtract(*reversed(ops.split(gradient, 2, axis=axis)))
+                gap = ops.where(left > right, gap, ops.zeros_like(gap))
+                return gradient + ops.concatenate([gap, -gap], axis=axis)
+
+        with one_pass():
+            return sort_pairs(values, axis), backward
+
+    return sort(inputs)
 
 
 def _sort_pairs_by_extrema(inputs: Tensor, axis: int) -> Tensor:
