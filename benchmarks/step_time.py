@@ -9,6 +9,7 @@ over turns, then the median of three runs with new models each. deel-torchlip ru
 installed. Peak memory is taken in processes of their own, above what the imports need.
 
     python benchmarks/step_time.py --backends jax torch --nets mlp_wide --skip memory
+    python benchmarks/step_time.py --nets 512x2 512x8 --batch 64 --runs 1    # two and eight dense layers of 512 units
 
 The table goes to the screen, and all figures to a JSON file with the description of the machine.
 """
@@ -17,11 +18,12 @@ import argparse
 import datetime
 import json
 import pathlib
+import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `benchmarks`
 
@@ -42,24 +44,41 @@ from benchmarks._common import (
     worker_result,
 )
 
-# Net: (shape of the input, batch size)
-NETS: dict[str, tuple[tuple[int, ...], int]] = {
-    "mlp_small": ((784,), 256),
-    "mlp_wide": ((784,), 256),
-    "mnist_cnn": ((28, 28, 1), 256),
-    "vgg": ((32, 32, 3), 128),
+
+class Net(NamedTuple):
+    """Shape of the input, batch size, hidden layers, and steps before the clock runs.
+
+    In its first steps Adam moves every entry by the learning rate: kernels then need more projection than in all of the
+    training that follows.
+    """
+
+    shape: tuple[int, ...]
+    batch: int
+    hidden: Sequence[int | str]
+    warm_up: int
+
+
+NETS = {
+    "mlp_small": Net((784,), 256, [256] * 2, 50),
+    "mlp_wide": Net((784,), 256, [1024] * 4, 30),
+    "mnist_cnn": Net((28, 28, 1), 256, ["conv 16", "pool", "conv 32", "pool", "flatten", 64], 6),
+    "vgg": Net(
+        (32, 32, 3),
+        128,
+        ["conv 64", "conv 64", "pool", "conv 128", "conv 128", "pool", "conv 256", "pool", "flatten", 256],
+        1,
+    ),
 }
 RUNS = 3
 TURNS = 5
-# Steps before the clock runs. In its first steps Adam moves every entry by the learning rate: kernels then need more
-# projection than in all of the training that follows.
-WARM_UP = {"mlp_small": 50, "mlp_wide": 30, "mnist_cnn": 6, "vgg": 1}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
-    parser.add_argument("--nets", nargs="+", choices=NETS, default=list(NETS))
+    parser.add_argument(
+        "--nets", nargs="+", type=known_net, default=list(NETS), help=f"{', '.join(NETS)} or UNITSxLAYERS"
+    )
     parser.add_argument("--skip", nargs="+", choices=["first", "predict", "memory", "torchlip"], default=[])
     parser.add_argument("--runs", type=int, default=RUNS, help=f"runs with new models (default: {RUNS})")
     parser.add_argument("--batch", type=int, help="batch size instead of the net's own")
@@ -98,6 +117,19 @@ def main() -> None:
     options.json.write_text(json.dumps(report, indent=1) + "\n")
 
 
+def known_net(name: str) -> str:
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", name) and name not in NETS:
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(NETS)}, or UNITSxLAYERS, not {name}")
+    return name
+
+
+def net_of(name: str) -> Net:
+    if name in NETS:
+        return NETS[name]
+    units, layers = map(int, name.split("x"))
+    return NETS["mlp_wide"]._replace(hidden=[units] * layers)
+
+
 def table(figures: dict[str, dict[str, Measured]]) -> str:
     """Returns a table of ratios to plain Keras, a line for each figure of each net and a column for each backend."""
     nets = list(dict.fromkeys(net for measured in figures.values() for net in measured))
@@ -129,7 +161,7 @@ def worker(options: argparse.Namespace) -> None:
     keras.config.set_dtype_policy(options.dtype_policy)
     (backend,), (net,) = options.backends, options.nets
     jit = jit_compile(backend)
-    batch = options.batch or NETS[net][1]
+    batch = options.batch or net_of(net).batch
     if options.worker == "memory":
         import deel_like_lip  # noqa: F401
 
@@ -158,7 +190,7 @@ def one_run(net: str, batch: int, jit: Any, skip: list[str]) -> Measured:
         trainers[name](0)
         first[name] = models[name].first_step - start
     for train in trainers.values():
-        train(WARM_UP[net])
+        train(net_of(net).warm_up)
     if keras.backend.backend() == "torch" and "torchlip" not in skip and torchlip_installed():
         trainers["torchlip"] = torchlip_trainer(net, batch)  # each of its steps does the same work
     result = ratios({name: in_turns(train) for name, train in trainers.items()}, TURNS)
@@ -171,7 +203,7 @@ def one_run(net: str, batch: int, jit: Any, skip: list[str]) -> Measured:
 
 
 def contenders(net: str) -> list[str]:
-    dense = net.startswith("mlp")
+    dense = all(isinstance(layer, int) for layer in net_of(net).hidden)
     return ["plain", "layers", *(["spectral"] if dense else []), "losses only"]
 
 
@@ -184,7 +216,7 @@ def predict_ratios(net: str, trained: Any, batch: int) -> Measured:
         "folded": lip.vanilla_model(trained),
         "unfolded": trained,
     }
-    inputs, _ = samples(NETS[net][0], 2 * batch)
+    inputs, _ = samples(net_of(net).shape, 2 * batch)
 
     def measure(model: Any) -> float:
         start = time.perf_counter()
@@ -223,19 +255,13 @@ def keras_model(net: str, contender: str, jit: Any) -> Any:
 
     if constrained or contender == "same activation":
         activation, pool = lip.layers.GroupSort2, lip.layers.ScaledL2NormPooling2D
-    hidden: dict[str, list[Any]] = {
-        "mlp_small": [256, 256],
-        "mlp_wide": [1024] * 4,
-        "mnist_cnn": ["conv 16", "pool", "conv 32", "pool", "flatten", 64],
-        "vgg": ["conv 64", "conv 64", "pool", "conv 128", "conv 128", "pool", "conv 256", "pool", "flatten", 256],
-    }
-    model = keras.Sequential([keras.Input(NETS[net][0])], name=net)
-    for layer in hidden[net]:
+    model = keras.Sequential([keras.Input(net_of(net).shape)])
+    for layer in net_of(net).hidden:
         if layer in ("pool", "flatten"):
             model.add(pool() if layer == "pool" else keras.layers.Flatten())
-        else:
-            model.add(dense(layer) if isinstance(layer, int) else conv(int(layer.split()[1]), 3, padding="same"))
-            model.add(activation())
+            continue
+        model.add(dense(layer) if isinstance(layer, int) else conv(int(layer.split()[1]), 3, padding="same"))
+        model.add(activation())
     model.add(dense(CLASSES))
     own = constrained or contender == "losses only"
     loss = (
@@ -250,42 +276,36 @@ def torchlip_installed() -> bool:
     return "deel-torchlip" in versions()
 
 
-def torchlip_trainer(net: str, batch: int) -> Callable[[int], float]:
+def torchlip_trainer(name: str, batch: int) -> Callable[[int], float]:
     """Returns a function that trains the same net of deel-torchlip and returns the seconds that took."""
     import torch
     from deel import torchlip
 
-    def conv(channels: int, filters: int) -> list[Any]:
-        return [torchlip.SpectralConv2d(channels, filters, 3, padding=1), torchlip.GroupSort2()]
-
-    def dense(features: int, units: int) -> list[Any]:
-        return [torchlip.SpectralLinear(features, units), torchlip.GroupSort2()]
-
-    def pool() -> Any:
-        return torchlip.ScaledL2NormPool2d(2)
-
-    layers = {
-        "mlp_small": lambda: [*dense(784, 256), *dense(256, 256), torchlip.SpectralLinear(256, CLASSES)],
-        "mlp_wide": lambda: [
-            *dense(784, 1024),
-            *(layer for _ in range(3) for layer in dense(1024, 1024)),
-            torchlip.SpectralLinear(1024, CLASSES),
-        ],
-        "mnist_cnn": lambda: [
-            *[*conv(1, 16), pool(), *conv(16, 32), pool(), torch.nn.Flatten()],
-            *[*dense(7 * 7 * 32, 64), torchlip.SpectralLinear(64, CLASSES)],
-        ],
-        "vgg": lambda: [
-            *[*conv(3, 64), *conv(64, 64), pool(), *conv(64, 128), *conv(128, 128), pool(), *conv(128, 256), pool()],
-            *[torch.nn.Flatten(), *dense(4 * 4 * 256, 256), torchlip.SpectralLinear(256, CLASSES)],
-        ],
-    }[net]()
+    net = net_of(name)
+    channels = net.shape[-1]
+    size = net.shape[0] if len(net.shape) > 1 else 1
+    layers: list[Any] = []
+    for layer in net.hidden:
+        if layer == "pool":
+            layers.append(torchlip.ScaledL2NormPool2d(2))
+            size //= 2
+        elif layer == "flatten":
+            layers.append(torch.nn.Flatten())
+            channels *= size**2
+        elif isinstance(layer, int):
+            layers += [torchlip.SpectralLinear(channels, layer), torchlip.GroupSort2()]
+            channels = layer
+        else:
+            filters = int(layer.split()[1])
+            layers += [torchlip.SpectralConv2d(channels, filters, 3, padding=1), torchlip.GroupSort2()]
+            channels = filters
+    layers.append(torchlip.SpectralLinear(channels, CLASSES))
     model = torch.nn.Sequential(*layers)
     loss = torchlip.HKRMulticlassLoss(alpha=0.9, min_margin=1.0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     def train(steps: int) -> float:
-        inputs, labels = samples(NETS[net][0], batch * (steps + 1))
+        inputs, labels = samples(net.shape, batch * (steps + 1))
         inputs = torch.from_numpy(inputs if inputs.ndim == 2 else inputs.transpose(0, 3, 1, 2).copy())
         targets = torch.nn.functional.one_hot(torch.from_numpy(labels), CLASSES).float()
         for at in range(0, batch * (steps + 1), batch):
