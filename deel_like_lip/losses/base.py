@@ -1,4 +1,4 @@
-"""What losses share: parameters that may change in training."""
+"""What losses share: parameters that may change in training, and the true output apart from the others."""
 
 import math
 import numbers
@@ -14,7 +14,7 @@ class Parameter:
     """A number of a loss that can be set while the loss is in use, and is seen by a step that is compiled already.
 
     Reads as a float. It is kept in a variable that no model tracks, so the compiled step of TensorFlow and torch sees a
-    new value; on JAX, where it is a constant of the compiled step, `LossParamScheduler` has the step compiled again.
+    new value. On JAX it is a constant of that step, unless `LossParamScheduler` makes it a part of the state.
     """
 
     def __init__(self, positive: bool) -> None:
@@ -53,3 +53,17 @@ class ParametricLoss(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), **{name: getattr(self, name) for name in self.parameter_variables}}
+
+
+def true_output(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Returns the output of the true class, shape `(batch,)`. Labels are one-hot."""
+    return ops.sum(ops.where(_is_true(labels), outputs, ops.zeros_like(outputs)), axis=-1)
+
+
+def other_outputs(labels: Tensor, outputs: Tensor) -> Tensor:
+    """Returns the outputs with minus infinity for the true class, shape `(batch, classes)`. Labels are one-hot."""
+    return ops.where(_is_true(labels), ops.full_like(outputs, -math.inf), outputs)
+
+
+def _is_true(labels: Tensor) -> Tensor:
+    return labels > 0.5
