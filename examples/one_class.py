@@ -250,18 +250,18 @@ def build(shape: tuple[int, ...], units: int) -> keras.Model:
 def gradients(model: keras.Model) -> Gradients:
     """Returns a function from images to scores and their gradients, which each backend has its own way to compute."""
     backend = keras.backend.backend()
-    compute: Callable[[Any], tuple[Any, Any]]
     if backend == "tensorflow":
         import tensorflow as tf
 
         @tf.function
-        def compute(images: Any) -> tuple[Any, Any]:
+        def in_graph(images: Any) -> tuple[Any, Any]:
             with tf.GradientTape() as tape:
                 tape.watch(images)
                 scores = model(images)
             return scores, tape.gradient(scores, images)
 
-    elif backend == "jax":
+        return of_arrays(in_graph)
+    if backend == "jax":
         import jax
 
         @jax.jit
@@ -273,18 +273,22 @@ def gradients(model: keras.Model) -> Gradients:
             (_, scores), slopes = jax.value_and_grad(total, has_aux=True)(images)
             return scores, slopes
 
-        def compute(images: Any) -> tuple[Any, Any]:
+        def jitted(images: Any) -> tuple[Any, Any]:
             trainable = [variable.value for variable in model.trainable_variables]
             return stateless(trainable, [variable.value for variable in model.non_trainable_variables], images)
 
-    else:
-        import torch
+        return of_arrays(jitted)
+    import torch
 
-        def compute(images: Any) -> tuple[Any, Any]:
-            images.requires_grad_()
-            scores = model(images)
-            return scores, torch.autograd.grad(scores.sum(), images)[0]
+    def eager(images: Any) -> tuple[Any, Any]:
+        images.requires_grad_()
+        scores = model(images)
+        return scores, torch.autograd.grad(scores.sum(), images)[0]
 
+    return of_arrays(eager)
+
+
+def of_arrays(compute: Callable[[Any], tuple[Any, Any]]) -> Gradients:
     def run(images: Images) -> tuple[Images, Images]:
         scores, slopes = compute(keras.ops.convert_to_tensor(images))
         return keras.ops.convert_to_numpy(scores), keras.ops.convert_to_numpy(slopes)

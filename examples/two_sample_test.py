@@ -162,13 +162,13 @@ def plot(results: dict[str, Result], path: pathlib.Path) -> None:
     """Draws for each case where the statistic lies among those of random relabellings."""
     import matplotlib.pyplot as plt
 
-    figure, panels = plt.subplots(1, len(results), figsize=(2.6 * len(results), 2.6), layout="constrained")
+    figure, panels = plt.subplots(1, len(results), figsize=(2.6 * len(results), 2.8), layout="constrained")
     for panel, (name, result) in zip(panels, results.items(), strict=True):
         panel.hist(result.permuted, bins=40, color="C0", alpha=0.5)
         panel.axvline(result.statistic, color="C3", linewidth=2)
         panel.axvline(CASES[name].distance, color="black", linestyle=":")
         panel.set(title=f"{name}: p = {result.p_value:.4f}", yticks=[])
-    panels[0].set_xlabel("statistic (red), relabelled (blue), W1 (dotted)")
+    figure.supxlabel("statistic (red) among those of random relabellings (blue), and W1 (dotted)", fontsize="medium")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
