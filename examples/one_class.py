@@ -204,8 +204,8 @@ class Detector:
             # As many for each class: shapes that change would be compiled again.
             normal = images[rng.permutation(np.resize(np.arange(len(images)), count))]
             parts = np.array_split(rng.permutation(normal), len(self.sources))
-            made = [SOURCES[source](part, rng) for source, part in zip(self.sources, parts, strict=True)]
-            made = self.walk(np.concatenate(made), rng)
+            starts = [SOURCES[source](part, rng) for source, part in zip(self.sources, parts, strict=True)]
+            made = self.walk(np.concatenate(starts), rng)
             self.model.fit(np.concatenate([normal, made]), labels, batch_size=self.setting.batch_size, verbose=0)
         return made
 
@@ -299,7 +299,7 @@ def of_arrays(compute: Callable[[Any], tuple[Any, Any]]) -> Gradients:
 # --- results ---------------------------------------------------------------------------------------------------------
 
 
-def certified_auroc(certificate: lip.Certificate, scores: Images, normal: Normal, radii: Sequence[float]) -> Array:
+def certified_auroc(certificate: lip.Certificate, scores: Images, normal: Normal, radii: npt.ArrayLike) -> Array:
     """Returns the AUROC that no perturbation of the images within each l2 radius can go below.
 
     Scores of normal images can fall by no more than the certificate says, and those of anomalies not rise by more; the
