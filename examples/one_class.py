@@ -16,11 +16,13 @@ every image. Choose the backend with the environment variable KERAS_BACKEND: ten
 import argparse
 import os
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `examples`
 
 import keras
 import numpy as np
@@ -29,10 +31,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 
 import deel_like_lip as lip
+from examples.quickstart import Images, load
 
 Array = npt.NDArray[Any]
-Images = npt.NDArray[np.float32]
-Labels = npt.NDArray[np.int64]
 Normal = npt.NDArray[np.bool_]
 Gradients = Callable[[Images], tuple[Images, Images]]
 
@@ -108,27 +109,6 @@ def parse_arguments() -> argparse.Namespace:
     if options.rounds < 1 or options.walk < 0:
         parser.error(f"--rounds must be positive, and --walk not negative, not {options.rounds} and {options.walk}")
     return options
-
-
-def load(dataset: str) -> tuple[tuple[Images, Labels], tuple[Images, Labels]]:
-    """Returns the training and the test set, images of shape (samples, height, width, channels) in [0, 1]."""
-    if dataset == "digits":
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        digits = load_digits()
-        images = (digits.images / 16).astype("float32")[..., None]
-        train, test, train_labels, test_labels = train_test_split(
-            images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
-        )
-        return (train, train_labels), (test, test_labels)
-    import tensorflow_datasets as tfds
-
-    def split(name: str) -> tuple[Images, Labels]:
-        images, labels = tfds.as_numpy(tfds.load(dataset, split=name, batch_size=-1, as_supervised=True))
-        return images.astype("float32") / 255, labels
-
-    return split("train"), split("test")
 
 
 # --- images that are not normal, made from normal ones ---------------------------------------------------------------
