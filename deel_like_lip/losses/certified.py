@@ -193,8 +193,8 @@ class GloRo(_PairLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         labels, outputs = one_hot(y_true, y_pred, type(self).__name__)
-        parameters = (self._tensor(name, outputs) for name in ("epsilon", "trades_weight", "tau"))
-        return gloro_terms(labels, outputs, *parameters, self._pair_tensor(outputs))
+        epsilon, weight, tau = (self._tensor(name, outputs) for name in ("epsilon", "trades_weight", "tau"))
+        return gloro_terms(labels, outputs, epsilon, weight, tau, self._pair_tensor(outputs))
 
 
 @register
