@@ -34,15 +34,17 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def _existing(entry: Any) -> Any:
     """Returns a part of the navigation with what there is of it."""
     if isinstance(entry, list):
-        return [kept for kept in map(_existing, entry) if kept]
+        listed: list[Any] = []
+        for part in entry:
+            if part == "tutorials/*":
+                listed += [{tutorials.title(path): f"tutorials/{path.stem}.md"} for path in SCRIPTS]
+            elif kept := _existing(part):
+                listed.append(kept)
+        return listed
     if isinstance(entry, dict):
-        kept = {name: _existing(value) for name, value in entry.items()}
-        return {name: value for name, value in kept.items() if value}
-    if entry == "tutorials/*":
-        return {tutorials.title(path): f"tutorials/{path.stem}.md" for path in SCRIPTS}
-    if entry in ("paper.md", "records.md") and not (ROOT / "docs" / entry).is_file():
-        return None
-    return entry
+        parts = {name: _existing(value) for name, value in entry.items()}
+        return {name: value for name, value in parts.items() if value}
+    return None if entry in ("paper.md", "records.md") and not (ROOT / "docs" / entry).is_file() else entry
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -90,9 +92,10 @@ def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files
         display = match["open"] == r"\["
         source = html.unescape(match["formula"]).strip()
         try:
-            return latex2mathml.converter.convert(source, display="block" if display else "inline")
+            converted = latex2mathml.converter.convert(source, display="block" if display else "inline")
         except Exception as error:
             raise PluginError(f"{page.file.src_uri}: cannot convert the formula {source!r}: {error!r}") from error
+        return f'<div class="formula">{converted}</div>' if display else converted
 
     return re.sub(
         r'<(?P<tag>span|div) class="arithmatex">(?P<open>\\[(\[])(?P<formula>.*?)\\[)\]]</(?P=tag)>',

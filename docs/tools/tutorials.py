@@ -62,7 +62,7 @@ def title(path: pathlib.Path) -> str:
 
 def results(path: pathlib.Path, cache: pathlib.Path) -> list[dict[str, Any]]:
     """Returns what each code cell prints and draws: from the cache, if the script and the package are as they were."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(os.environ.get("TUTORIAL_SIZE", "").encode())
     for file in sorted([path, pathlib.Path(__file__), *ROOT.glob("deel_like_lip/**/*.py")]):
         digest.update(file.read_bytes())
     kept = cache / f"{path.stem}-{digest.hexdigest()[:16]}.json"
