@@ -24,14 +24,14 @@ SITE = pathlib.Path(__file__).parents[2] / "site"
 WIDTHS = {"desktop": (1280, 900), "phone": (390, 844)}
 
 PROBLEMS = r"""
-const found = [];
+const found = [], width = arguments[0];  // of the window; that of a phone may have zoomed out
 for (const image of document.images) {
   if (!image.complete || !image.naturalWidth) found.push("missing image " + image.src);
 }
-if (document.documentElement.scrollWidth > window.innerWidth) {
+if (document.documentElement.scrollWidth > width) {
   const wide = [...document.querySelectorAll("article *")].filter(
-    element => element.getBoundingClientRect().right > window.innerWidth + 1);
-  found.push("scrolls sideways: " + document.documentElement.scrollWidth + " pixels of " + window.innerWidth
+    element => element.getBoundingClientRect().right > width + 1);
+  found.push("scrolls sideways: " + document.documentElement.scrollWidth + " pixels of " + width
     + (wide.length ? ", " + wide[0].outerHTML.slice(0, 120) : ""));
 }
 for (const formula of document.querySelectorAll("math")) {
@@ -121,7 +121,7 @@ def look(
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
-            found = driver.execute_script(PROBLEMS)
+            found = driver.execute_script(PROBLEMS, width)
             found += [f"console: {entry['message']}" for entry in driver.get_log("browser") if entry["level"] != "INFO"]
             if not name:
                 found += search(driver, device)
