@@ -140,6 +140,7 @@ def names():
     # With a rate of 0, so that a training that stops early does so at once.
     model.compile(keras.optimizers.SGD(0.0), lip.losses.MulticlassHKR(alpha=10.0, min_margin=0.5), metrics=["accuracy"])
     found = {name: getattr(module, name) for module in reversed(MODULES) for name in public_names(module)}
+    found |= {module.__name__.rsplit(".", 1)[-1]: module for module in MODULES}
     data = {"x": x, "y": y, "x_val": x, "y_val": y, "x_test": x, "y_test": y, "test_data": (x, y)}
     return {
         **found,
