@@ -11,6 +11,7 @@ from deel_like_lip import (
     models,
     parametrizations,
     regularizers,
+    schedules,
 )
 from deel_like_lip._version import __version__
 from deel_like_lip.certificates import Certificate, CertificateError, certify
@@ -47,6 +48,7 @@ __all__ = [
     "plot_certified_accuracy",
     "regularizers",
     "renormalize",
+    "schedules",
     "vanillaModel",
     "vanilla_model",
 ]

@@ -5,7 +5,7 @@ import math
 import random
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -96,28 +96,63 @@ CondenseCallback = RenormalizeCallback
 
 def _trains_as_keras(model: Any) -> bool:
     """Whether each training step updates the kernels by a Keras optimizer, and so projects them."""
-    names = ("train_step", "make_train_function")
+    return _inherits(model, "train_step", "make_train_function")
+
+
+def _inherits(model: Any, *names: str) -> bool:
+    """Whether the model has these methods and properties from Keras, none of its own."""
     return all(getattr(type(model), name) is getattr(keras.Model, name) for name in names)
 
 
-class LossParamScheduler(keras.callbacks.Callback):
-    """Changes a parameter of the loss, such as `alpha`, `min_margin` or `tau`, at the beginning of each epoch.
+class _LossParam(keras.callbacks.Callback):
+    """A callback for one parameter of the losses of a model."""
 
-    Every loss of the model that has a parameter of that name is changed. On JAX a change costs a compilation of the
-    training step, once an epoch in which the value differs; on TensorFlow and torch it costs nothing.
+    def __init__(self, param_name: str) -> None:
+        super().__init__()
+        self.param_name = param_name
 
-    Give either a schedule, a function of the epoch, or `fp` and `xp`, values at optimizer steps between which the
-    parameter is interpolated linearly.
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if not self._losses():
+            names = sorted({name for loss in self._all_losses() for name in getattr(loss, "parameter_variables", ())})
+            raise ValueError(
+                f"No loss of the model has a parameter '{self.param_name}' that can be scheduled. Expected one of "
+                f"{names}. Received: param_name={self.param_name}"
+            )
+
+    def _read(self) -> float:
+        value: float = getattr(self._losses()[0], self.param_name)
+        return value
+
+    def _losses(self) -> list[Any]:
+        return [loss for loss in self._all_losses() if self.param_name in getattr(loss, "parameter_variables", ())]
+
+    def _all_losses(self) -> list[Any]:
+        return list(keras.tree.flatten(self.model.loss))
+
+
+class LossParamScheduler(_LossParam):
+    """Changes a parameter of the loss, such as `alpha`, `min_margin`, `tau` or the radius `epsilon`, during `fit`.
+
+    Every loss of the model that has a parameter of that name is changed, and the logs get its value at the end of each
+    epoch. Give either a schedule, one of `schedules` or any function of the time, or `fp` and `xp`, values at optimizer
+    steps between which the parameter is interpolated linearly.
+
+    A change compiles nothing anew: on JAX the parameter becomes a part of the state of the steps, in which it stays.
+    But a model that overrides `train_step`, `metrics` or the like is compiled again on JAX at each change, and so
+    changes the parameter at the beginning of epochs only.
 
     Args:
         param_name: Name of the parameter.
         fp: Values of the parameter.
         xp: Increasing optimizer steps at which it has these values, as many as `fp`.
         step: The optimizer step at which training begins.
-        schedule: Function from the epoch, counted from 0, to the value.
+        schedule: Function from the time to the value. An epoch or step counts from 0.
+        by: What the time is, and so how often the parameter changes: `"epoch"`, by default with `schedule`, or
+            `"step"`, by default with `fp` and `xp`. A step costs JAX some time to take its state apart and together.
 
     Example:
-        >>> LossParamScheduler("alpha", schedule=lambda epoch: 10.0 * 2**epoch)
+        >>> LossParamScheduler("alpha", schedule=schedules.Log(1.0, 100.0, length=20))
+        >>> LossParamScheduler("epsilon", schedule=schedules.Linear(0.0, 1.58, length=5000), by="step")
         >>> LossParamScheduler("tau", fp=[100.0, 10.0], xp=[0, 5000])
 
     Raises:
@@ -131,8 +166,9 @@ class LossParamScheduler(keras.callbacks.Callback):
         xp: Sequence[float] | None = None,
         step: int = 0,
         schedule: Callable[[int], float] | None = None,
+        by: Literal["epoch", "step"] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(param_name)
         if (fp is None) != (xp is None) or (fp is None) == (schedule is None):
             raise ValueError(
                 "LossParamScheduler expects either `schedule`, or `fp` and `xp`. "
@@ -144,46 +180,111 @@ class LossParamScheduler(keras.callbacks.Callback):
                 "LossParamScheduler expects as many values `fp` as steps `xp`, at least one, with `xp` increasing. "
                 f"Received: fp={fp}, xp={xp}"
             )
-        self.param_name = param_name
+        if by not in (None, "epoch", "step") or (schedule is None and by == "epoch"):
+            raise ValueError(
+                "Invalid value for argument `by` of LossParamScheduler. Expected 'epoch', 'step' or None, and not "
+                f"'epoch' with `xp`, which are steps. Received: by={by!r}"
+            )
         self.step = step
         self.schedule = schedule
+        self.by = by or ("epoch" if schedule is not None else "step")
         self._points = steps, values
         self._first_iteration: int | None = None
+        self._epoch_step = 0
+        self._value: float | None = None
+        self._compiled_once = True
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        if not self._losses():
-            names = sorted({name for loss in self._all_losses() for name in getattr(loss, "parameter_variables", ())})
-            raise ValueError(
-                f"No loss of the model has a parameter '{self.param_name}' that can be scheduled. Expected one of "
-                f"{names}. Received: param_name={self.param_name}"
-            )
+        super().on_train_begin(logs)
+        self._value = None
+        self._compiled_once = keras.backend.backend() != "jax" or self._enter_state()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        model = self.model
-        value = self._value(epoch, int(keras.ops.convert_to_numpy(model.optimizer.iterations)))
-        changed = [loss for loss in self._losses() if getattr(loss, self.param_name) != np.float32(value)]
-        for loss in changed:
-            setattr(loss, self.param_name, value)
-        if changed and keras.backend.backend() == "jax":
-            model.make_train_function(force=True)
-            model.test_function = None
+        iteration = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+        if self._first_iteration is None:
+            self._first_iteration = iteration
+        self._epoch_step = self.step + iteration - self._first_iteration
+        self._set(epoch if self.by == "epoch" else self._epoch_step)
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        if self.by == "step" and self._compiled_once:
+            self._set(self._epoch_step + batch)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
-            logs[self.param_name] = getattr(self._losses()[0], self.param_name)
+            logs[self.param_name] = self._read()
 
-    def _value(self, epoch: int, iteration: int) -> float:
-        if self.schedule is not None:
-            return float(self.schedule(epoch))
-        if self._first_iteration is None:
-            self._first_iteration = iteration
-        return float(np.interp(self.step + iteration - self._first_iteration, *self._points))
+    def _set(self, time: int) -> None:
+        value = float(np.interp(time, *self._points) if self.schedule is None else self.schedule(time))
+        if value == self._value:
+            return
+        self._value = value
+        model = self.model  # on JAX that takes the state apart, so that variables have values
+        changed = [loss for loss in self._losses() if getattr(loss, self.param_name) != np.float32(value)]
+        for loss in changed:
+            setattr(loss, self.param_name, value)
+        if changed and not self._compiled_once:
+            model.make_train_function(force=True)
+            model.test_function = None
 
-    def _losses(self) -> list[Any]:
-        return [loss for loss in self._all_losses() if self.param_name in getattr(loss, "parameter_variables", ())]
+    def _enter_state(self) -> bool:
+        """Makes the parameter a part of the state that the JAX trainer passes to its steps, if that is Keras's own."""
+        model = self.model
+        overridden = ("train_step", "test_step", "make_train_function", "make_test_function", "metrics")
+        if not _inherits(model, *overridden, "compute_loss_and_updates", "stateless_compute_loss"):
+            return False
+        variables = {id(loss.parameter_variables[self.param_name]): loss for loss in self._losses()}
+        known = {id(variable) for variable in model.metrics_variables}
+        new = [loss.parameter_variables[self.param_name] for key, loss in variables.items() if key not in known]
+        if new:
+            # Among the metrics that belong to the model itself, which Keras neither saves nor compiles again.
+            model._metrics.append(_LossState(new))
+        return True
 
-    def _all_losses(self) -> list[Any]:
-        return list(keras.tree.flatten(self.model.loss))
+
+class _LossState(keras.metrics.Metric):
+    """Parameters of losses, as variables of a metric that has no result, so that nothing is logged or reset."""
+
+    def __init__(self, variables: list[Any]) -> None:
+        super().__init__(name="loss_parameters")
+        self.parameters = variables
+
+    def reset_state(self) -> None:
+        pass
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def result(self) -> dict[str, Any]:
+        return {}
+
+
+class LossParamLog(_LossParam):
+    """Prints a parameter of the loss at the end of epochs, and adds it to the logs.
+
+    `LossParamScheduler` logs what it changes by itself; this is for parameters that something else changes.
+
+    Args:
+        param_name: Name of the parameter.
+        rate: It is printed after one epoch in so many.
+
+    Example:
+        >>> LossParamLog("alpha", rate=10)
+
+    Raises:
+        ValueError: If `rate` is not a positive integer, or no loss of the model has such a parameter.
+    """
+
+    def __init__(self, param_name: str, rate: int = 1) -> None:
+        super().__init__(param_name)
+        self.rate = checked_count(rate, "rate")
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        value = self._read()
+        if logs is not None:
+            logs[self.param_name] = value
+        if epoch % self.rate == 0:
+            print(f"epoch {epoch + 1}: {self.param_name} = {value:g}")
 
 
 class CertifyCallback(keras.callbacks.Callback):

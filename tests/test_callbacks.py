@@ -1,7 +1,9 @@
 """The callbacks do what they say within `fit`, on every backend."""
 
 import random
+import re
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -249,14 +251,107 @@ def test_the_compiled_step_sees_scheduled_parameters(loss, name, values, jit_com
     np.testing.assert_allclose(history[name], values)
 
 
-def test_a_schedule_by_optimizer_steps():
-    model = small_model()
+class Terms(keras.callbacks.Callback):
+    """Keeps the mean loss of each batch, of which Keras logs the mean over those seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen.append((batch + 1) * float(logs["loss"]) - (sum(self.seen[-batch:]) if batch else 0))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: callbacks.LossParamScheduler("alpha", fp=[1.0, 9.0], xp=[0, 8]),
+        lambda: callbacks.LossParamScheduler("alpha", schedule=lip.schedules.Linear(1.0, 9.0, 8), by="step"),
+    ],
+)
+def test_a_schedule_by_optimizer_steps(build):
+    """The loss is alpha times what it is with an alpha of 1, in each step, and over a second `fit`."""
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+    model.compile(keras.optimizers.SGD(0.0), losses.HingeKR())
     inputs, labels = data()
-    scheduler = callbacks.LossParamScheduler("alpha", fp=[0.0, 80.0], xp=[0, 8])
-    history = model.fit(inputs, labels, batch_size=16, epochs=2, verbose=0, callbacks=[scheduler]).history
-    np.testing.assert_allclose(history["alpha"], [0.0, 40.0])
-    history = model.fit(inputs, labels, batch_size=16, epochs=2, verbose=0, callbacks=[scheduler]).history
-    np.testing.assert_allclose(history["alpha"], [80.0, 80.0])
+    scheduler, terms, histories = build(), Terms(), []
+    for _ in range(2):
+        options = {"batch_size": 16, "epochs": 2, "verbose": 0, "callbacks": [scheduler, terms]}
+        histories.append(model.fit(inputs, labels, **options).history["alpha"])
+    np.testing.assert_allclose(terms.seen, [1, 2, 3, 4, 5, 6, 7, 8, *[9] * 8], rtol=1e-5)
+    np.testing.assert_allclose(histories, [[4, 8], [9, 9]])
+
+
+def test_schedules_of_two_parameters_one_of_them_a_radius():
+    """They leave no trace: the logs and what is saved are as without them, and each change is seen."""
+    inputs, labels = data()
+    model = small_model(losses.EMMA(epsilon=0.0, tau=1.0))
+    model.compile(keras.optimizers.SGD(0.0), model.loss)
+    chain = [
+        callbacks.LossParamScheduler("epsilon", schedule=lip.schedules.Steps([0.0, 0.5], [1])),
+        callbacks.LossParamScheduler("tau", schedule=lip.schedules.Log(1.0, 4.0, 1)),
+        callbacks.LossParamLog("tau"),
+    ]
+    options = {"batch_size": 64, "epochs": 2, "verbose": 0, "validation_data": (inputs, labels)}
+    history = model.fit(inputs, labels, callbacks=chain, **options).history
+    outputs = model.predict(inputs, verbose=0)
+    expected = [
+        float(to_numpy(losses.EMMA(epsilon=epsilon, tau=tau)(labels, outputs))) for epsilon, tau in ((0, 1), (0.5, 4))
+    ]
+    np.testing.assert_allclose(history["loss"], expected, rtol=1e-4)
+    np.testing.assert_allclose(history["val_loss"], expected, rtol=1e-4)
+    assert list(history) == ["loss", "val_loss", "epsilon", "tau"]
+    assert type(model.evaluate(inputs, labels, verbose=0)) is float
+
+
+def test_nothing_more_is_saved(tmp_path):
+    inputs, labels = data()
+    contents = []
+    for schedule in (False, True):
+        model = small_model()
+        path = str(tmp_path / f"{schedule}.weights.h5")
+        chain = [callbacks.LossParamScheduler("alpha", schedule=float)] if schedule else []
+        chain.append(keras.callbacks.ModelCheckpoint(path, save_weights_only=True))
+        model.fit(inputs, labels, batch_size=64, verbose=0, callbacks=chain)
+        with h5py.File(path) as file:
+            names = []
+            file.visit(names.append)
+        contents.append([re.sub(r"_\d+", "", name) for name in names])
+    assert contents[0] == contents[1]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="elsewhere the compiled step reads the variable itself")
+def test_jax_compiles_once_unless_the_model_has_a_step_of_its_own():
+    inputs, labels = data()
+    for model, compiled in ((small_model(), 1), (OwnStep(small_model().layers), 3)):
+        model.compile(keras.optimizers.SGD(0.0), losses.MulticlassHKR(alpha=7.0))
+        watch = Compilations()
+        scheduler = callbacks.LossParamScheduler("alpha", schedule=lambda epoch: 1.0 + epoch)
+        model.fit(inputs, labels, batch_size=32, epochs=3, verbose=0, callbacks=[scheduler, watch])
+        assert len({id(function) for function, _ in watch.seen}) == compiled
+        assert all(count == 1 for _, count in watch.seen)
+
+
+class Compilations(keras.callbacks.Callback):
+    """Keeps, for each epoch, the training function and how often its step has been compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def on_epoch_end(self, epoch, logs=None):
+        function = self.model.train_function
+        (step,) = (cell.cell_contents for cell in function.__closure__)
+        self.seen.append((function, step._cache_size()))
+
+
+def test_the_parameter_is_printed(capsys):
+    inputs, labels = data()
+    history = small_model().fit(
+        inputs, labels, epochs=3, verbose=0, callbacks=[callbacks.LossParamLog("alpha", rate=2)]
+    )
+    assert capsys.readouterr().out == "epoch 1: alpha = 10\nepoch 3: alpha = 10\n"
+    assert history.history["alpha"] == [10.0] * 3
 
 
 def test_scheduler_errors():
@@ -266,6 +361,9 @@ def test_scheduler_errors():
         callbacks.LossParamScheduler("alpha", fp=[1.0])
     with pytest.raises(ValueError, match=r"with `xp` increasing. Received: fp=\[1.0, 2.0\], xp=\[3, 1\]"):
         callbacks.LossParamScheduler("alpha", fp=[1.0, 2.0], xp=[3, 1])
+    for options in ({"by": "batch", "schedule": float}, {"by": "epoch", "fp": [1.0], "xp": [0]}):
+        with pytest.raises(ValueError, match=rf"`by` of LossParamScheduler.*Received: by='{options['by']}'"):
+            callbacks.LossParamScheduler("alpha", **options)
     inputs, labels = data()
     with pytest.raises(
         ValueError, match=r"no parameter|has a parameter 'tau'.*Expected one of \['alpha', 'min_margin'\]"

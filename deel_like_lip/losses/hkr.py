@@ -1,24 +1,19 @@
-"""Losses for networks whose Lipschitz constant is known.
+"""The Kantorovich-Rubinstein (KR) term, the hinge and their sum.
 
-The Kantorovich-Rubinstein (KR) term is the difference of the means of f over two classes; over 1-Lipschitz functions
-its largest value is the Wasserstein-1 distance of the classes. The hinge term asks for a margin. Labels are 0 and 1 or
--1 and 1 where there is one output, and one-hot or integers where there is one output a class.
-
-The functions give terms per sample; the classes are what `compile` takes.
+The KR term is the difference of the means of f over two classes; over 1-Lipschitz functions its largest value is the
+Wasserstein-1 distance of the classes. The hinge term asks for a margin.
 """
 
-import math
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 from keras import ops
 
-from deel_like_lip._labels import binary_signs, one_hot, one_vs_all_signs
+from deel_like_lip._labels import binary_signs, one_vs_all_signs
 from deel_like_lip._registration import register
 from deel_like_lip._typing import Tensor
 from deel_like_lip._validation import checked_positive
+from deel_like_lip.losses.base import Parameter, ParametricLoss
 
 
 def kr_terms(
@@ -74,52 +69,7 @@ def hinge_terms(signs: Tensor, outputs: Tensor, min_margin: Tensor, true_class_w
     return ops.mean(hinge, axis=-1)
 
 
-class _Parameter:
-    """A number of a loss that can be set while the loss is in use, and is seen by a step that is compiled already.
-
-    Reads as a float. It is kept in a variable that no model tracks, so the compiled step of TensorFlow and torch sees a
-    new value; on JAX, where it is a constant of the compiled step, `LossParamScheduler` has the step compiled again.
-    """
-
-    def __init__(self, positive: bool) -> None:
-        self._positive = positive
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, loss: Any, owner: type | None = None) -> Any:
-        return self if loss is None else float(keras.ops.convert_to_numpy(loss.parameter_variables[self._name]))
-
-    def __set__(self, loss: Any, value: float) -> None:
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not math.isfinite(value) or value < 0 or (self._positive and value == 0):
-            expected = "a positive" if self._positive else "a non-negative"
-            raise ValueError(
-                f"Invalid value for argument `{self._name}` of {type(loss).__name__}. Expected {expected} finite "
-                f"number. Received: {self._name}={value}"
-            )
-        variables = loss.parameter_variables
-        if self._name in variables:
-            variables[self._name].assign(float(value))
-        else:
-            variables[self._name] = keras.Variable(float(value), dtype="float32", trainable=False, name=self._name)
-
-
-class _Loss(keras.losses.Loss):
-    """A Keras loss whose parameters may change during training."""
-
-    def __init__(self, reduction: str | None, name: str, dtype: Any) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.parameter_variables: dict[str, Any] = {}
-
-    def _tensor(self, name: str, like: Tensor) -> Tensor:
-        return ops.cast(ops.convert_to_tensor(self.parameter_variables[name]), like.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), **{name: getattr(self, name) for name in self.parameter_variables}}
-
-
-class _DistributionLoss(_Loss):
+class _DistributionLoss(ParametricLoss):
     """A loss of the weighted distribution of a batch, rather than a mean of losses of its samples.
 
     `sample_weight` makes every expectation one under the weighted distribution: scaling all weights changes nothing.
@@ -264,8 +214,8 @@ class HingeKR(_DistributionLoss):
         regularization](https://arxiv.org/abs/2006.06520)
     """
 
-    alpha = _Parameter(positive=False)
-    min_margin = _Parameter(positive=False)
+    alpha = Parameter(positive=False)
+    min_margin = Parameter(positive=False)
 
     def __init__(
         self,
@@ -289,7 +239,7 @@ HingeKRLoss = HingeKR
 
 
 @register
-class HingeMargin(_Loss):
+class HingeMargin(ParametricLoss):
     """The hinge `(min_margin - Y f)_+`, a mean over samples.
 
     Args:
@@ -311,7 +261,7 @@ class HingeMargin(_Loss):
         ValueError: If the shapes do not fit or the margin is negative.
     """
 
-    min_margin = _Parameter(positive=False)
+    min_margin = Parameter(positive=False)
 
     def __init__(
         self,
@@ -372,7 +322,7 @@ class MulticlassKR(_DistributionLoss):
 
 
 @register
-class MulticlassHinge(_Loss):
+class MulticlassHinge(ParametricLoss):
     """The hinge of each class against all others, `(min_margin - Y_c f_c)_+`, averaged over the classes.
 
     Args:
@@ -400,7 +350,7 @@ class MulticlassHinge(_Loss):
         regularization](https://arxiv.org/abs/2006.06520), the multiclass case
     """
 
-    min_margin = _Parameter(positive=False)
+    min_margin = Parameter(positive=False)
 
     def __init__(
         self,
@@ -453,8 +403,8 @@ class MulticlassHKR(_DistributionLoss):
         regularization](https://arxiv.org/abs/2006.06520), the multiclass case
     """
 
-    alpha = _Parameter(positive=False)
-    min_margin = _Parameter(positive=False)
+    alpha = Parameter(positive=False)
+    min_margin = Parameter(positive=False)
 
     def __init__(
         self,
@@ -477,142 +427,3 @@ class MulticlassHKR(_DistributionLoss):
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "true_class_weight": self.true_class_weight}
-
-
-class _TauLoss(_Loss):
-    """A cross entropy of outputs times `tau`, divided by `tau`: a Lipschitz net's are too small for it."""
-
-    tau = _Parameter(positive=True)
-
-    def __init__(self, tau: float, reduction: str | None, name: str, dtype: Any) -> None:
-        super().__init__(reduction, name, dtype)
-        self.tau = tau
-
-    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        labels, outputs = self._labels(y_true, y_pred)
-        tau = self._tensor("tau", outputs)
-        return self._cross_entropy(labels, outputs * tau) / tau
-
-    def _labels(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        return one_hot(y_true, y_pred, type(self).__name__)
-
-    def _cross_entropy(self, labels: Tensor, logits: Tensor) -> Tensor:
-        return ops.categorical_crossentropy(labels, logits, from_logits=True)
-
-
-@register
-class TauCategoricalCrossentropy(_TauLoss):
-    """Categorical cross entropy of `tau * f`, divided by `tau`.
-
-    A large `tau` trains for accuracy, a small one for margins.
-
-    Args:
-        tau: Temperature, positive. Can be set during training.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: Dtype of the computation.
-
-    Call arguments:
-        y_true: Labels as probabilities or one-hot, shape `(batch, classes)`, or integers of shape `(batch,)` or
-            `(batch, 1)`.
-        y_pred: Outputs, shape `(batch, classes)`; not probabilities.
-        sample_weight: Optional weights, shape `(batch,)`.
-
-    Example:
-        >>> round(float(TauCategoricalCrossentropy(tau=10.0)([[1, 0]], [[0.0, 0.0]])), 4)
-        0.0693
-
-    Raises:
-        ValueError: If the shapes do not fit or `tau` is not positive.
-
-    Reference:
-        Béthune et al., 2022, [Pay attention to your loss](https://arxiv.org/abs/2104.05097)
-    """
-
-    def __init__(
-        self,
-        tau: float = 1.0,
-        reduction: str | None = "sum_over_batch_size",
-        name: str = "tau_categorical_crossentropy",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(tau, reduction, name, dtype)
-
-
-@register
-class TauSparseCategoricalCrossentropy(_TauLoss):
-    """`TauCategoricalCrossentropy`, under the name that Keras has for it with integer labels.
-
-    Args:
-        tau: Temperature, positive. Can be set during training.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: Dtype of the computation.
-
-    Call arguments:
-        y_true: Integers of shape `(batch,)` or `(batch, 1)`, or one-hot labels of shape `(batch, classes)`.
-        y_pred: Outputs, shape `(batch, classes)`; not probabilities.
-        sample_weight: Optional weights, shape `(batch,)`.
-
-    Example:
-        >>> round(float(TauSparseCategoricalCrossentropy(tau=10.0)([0], [[0.0, 0.0]])), 4)
-        0.0693
-
-    Raises:
-        ValueError: If the shapes do not fit or `tau` is not positive.
-
-    Reference:
-        Béthune et al., 2022, [Pay attention to your loss](https://arxiv.org/abs/2104.05097)
-    """
-
-    def __init__(
-        self,
-        tau: float = 1.0,
-        reduction: str | None = "sum_over_batch_size",
-        name: str = "tau_sparse_categorical_crossentropy",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(tau, reduction, name, dtype)
-
-
-@register
-class TauBinaryCrossentropy(_TauLoss):
-    """Binary cross entropy of `tau * f`, divided by `tau`.
-
-    Args:
-        tau: Temperature, positive. Can be set during training.
-        reduction: As in `keras.losses.Loss`.
-        name: Name of the loss.
-        dtype: Dtype of the computation.
-
-    Call arguments:
-        y_true: Labels 0 and 1, or -1 and 1, shape `(batch,)` or that of `y_pred`.
-        y_pred: Outputs, shape `(batch,)` or `(batch, outputs)`; not probabilities.
-        sample_weight: Optional weights, shape `(batch,)`.
-
-    Example:
-        >>> round(float(TauBinaryCrossentropy(tau=10.0)([1], [[0.0]])), 4)
-        0.0693
-
-    Raises:
-        ValueError: If the shapes do not fit or `tau` is not positive.
-
-    Reference:
-        Béthune et al., 2022, [Pay attention to your loss](https://arxiv.org/abs/2104.05097)
-    """
-
-    def __init__(
-        self,
-        tau: float = 1.0,
-        reduction: str | None = "sum_over_batch_size",
-        name: str = "tau_binary_crossentropy",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(tau, reduction, name, dtype)
-
-    def _labels(self, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-        signs, outputs = binary_signs(y_true, y_pred, type(self).__name__)
-        return (signs + 1) / 2, outputs
-
-    def _cross_entropy(self, labels: Tensor, logits: Tensor) -> Tensor:
-        return ops.mean(ops.binary_crossentropy(labels, logits, from_logits=True), axis=-1)
