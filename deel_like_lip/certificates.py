@@ -40,7 +40,15 @@ _ASSUMES = {
 
 
 class CertificateError(ValueError):
-    """A certificate is damaged, or is not that of the model at hand."""
+    """A certificate is damaged, or is not that of the model at hand. It is a `ValueError`.
+
+    Example:
+        >>> try:
+        ...     Certificate.from_json("{}")
+        ... except CertificateError as error:
+        ...     print(error)
+        This is not a certificate that can be used: its format is None, and this version reads 1.
+    """
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,6 +179,18 @@ class Certificate:
             from before.
         input_range: The smallest and the largest value that an input is allowed to have, as the model sees it.
         versions: Versions of this library and of Keras that computed it.
+
+    Raises:
+        ValueError: By its methods, if logits, labels or inputs do not fit the model.
+        CertificateError: By `verify` and `from_json`.
+
+    Example:
+        >>> certificate = certify(model)
+        >>> round(certificate.lipschitz_constant, 3)
+        1.0
+        >>> certificate.radius(logits).shape
+        (64,)
+        >>> Certificate.from_json(certificate.to_json()).verify(model)
     """
 
     heads: tuple[Head, ...]

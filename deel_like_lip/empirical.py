@@ -54,8 +54,8 @@ def empirical_lipschitz(
             model returns for it is not finite.
 
     Example:
-        >>> empirical_lipschitz(model, x_test[:500]), certify(model).lipschitz_constant
-        (0.9946, 1.0)
+        >>> 0.9 < empirical_lipschitz(model, x_test[:500]) < certify(model).lipschitz_constant
+        True
     """
     for name, value, least in [
         ("iterations", iterations, 1),

@@ -59,8 +59,10 @@ def certified_accuracy(
             without an end, or does not fit the model.
 
     Example:
-        >>> certified_accuracy(model, (x_test, y_test), [0.0, 0.1, 0.3])
-        array([0.97, 0.91, 0.72])
+        >>> certified_accuracy(model, (x_test, y_test), [0.0, 0.1, 0.3]).shape
+        (3,)
+        >>> certified_accuracy(model, (x_test, y_test), [1e9])
+        array([0.])
     """
     plain = vanilla_model(model)
     if certificate is None:

@@ -68,7 +68,7 @@ def export_saved_model(
         RuntimeError: If the model cannot be written in this format.
 
     Example:
-        >>> export_saved_model(model, "served", rounding="sound")
+        >>> certificate = export_saved_model(model, "served", rounding="sound")
     """
     _require_tensorflow("export_saved_model")
     target = pathlib.Path(path)
@@ -119,7 +119,7 @@ def export_onnx(
         RuntimeError: If the model cannot be written in this format.
 
     Example:
-        >>> export_onnx(model, "served.onnx", input_range=(0, 1))
+        >>> certificate = export_onnx(model, "served.onnx", input_range=(0, 1))
     """
     backends = _onnx_backends()
     import onnx
@@ -174,7 +174,7 @@ def export_litert(
         RuntimeError: If the model cannot be written in this format.
 
     Example:
-        >>> export_litert(model, "served.tflite", task="multilabel")
+        >>> certificate = export_litert(model, "served.tflite", task="multilabel")
     """
     _require_tensorflow("export_litert")
     target = _file_target("export_litert", path, ".tflite", "LiteRT file", _is_litert)
@@ -201,7 +201,8 @@ def load_certificate(path: str | os.PathLike[str]) -> Certificate:
         ModuleNotFoundError: If it is in an ONNX file, and onnx is not installed.
 
     Example:
-        >>> load_certificate("served.onnx").radius(logits)
+        >>> certificate = export_onnx(model, "served.onnx")
+        >>> radii = load_certificate("served.onnx").radius(logits)
     """
     source = pathlib.Path(path)
     try:

@@ -66,7 +66,18 @@ _LOADS = "loads_without_library"
 
 
 class ContractError(AssertionError):
-    """A layer does not keep the contract. The message says which layer, which check, what is expected, and what is."""
+    """A layer does not keep the contract. The message says which layer, which check, what is expected, and what is.
+
+    Example:
+        >>> class Twice(LipschitzLayer):
+        ...     def call(self, inputs):
+        ...         return 2 * inputs
+        >>> try:
+        ...     dict(layer_checks())["bound"](LayerCase(lambda: Twice(name="twice"), (4,)))
+        ... except ContractError as error:
+        ...     print(error)
+        The check 'bound' failed for the Twice layer 'twice' ... Received: norm 2.0
+    """
 
 
 class LayerCase:
@@ -267,7 +278,7 @@ def check_layer(
         ValueError: If an argument is wrong.
 
     Example:
-        >>> check_layer(lambda: SpectralDense(6, activation=GroupSort2()), (4,))
+        >>> check_layer(lambda: SpectralDense(6, activation=GroupSort2()), (4,))  # doctest: +SKIP
     """
     case = LayerCase(
         make_layer,
@@ -290,10 +301,14 @@ def layer_checks() -> Iterator[tuple[str, Check]]:
     A check raises `ContractError` if the layer does not pass it, and `unittest.SkipTest` if it is to be skipped or
     cannot be run on the active backend.
 
+    Returns:
+        An iterator.
+
     Example:
-        >>> case = LayerCase(lambda: SpectralDense(6), (4,))
+        >>> case = LayerCase(Abs, (4,))
         >>> for name, check in layer_checks():
-        ...     check(case)
+        ...     if name in ("call", "fold", "bound"):
+        ...         check(case)
     """
     yield from _CHECKS.items()
 
@@ -310,7 +325,7 @@ def check_loads_without_library(cases: Iterable[LayerCase]) -> None:
         ContractError: If a fold does not.
 
     Example:
-        >>> check_loads_without_library([LayerCase(lambda: SpectralDense(6), (4,))])
+        >>> check_loads_without_library([LayerCase(lambda: SpectralDense(6), (4,))])  # doctest: +SKIP
     """
     cases = [case for case in cases if _LOADS not in case.skip]
     with tempfile.TemporaryDirectory() as name:

@@ -56,6 +56,13 @@ def activation_constant(activation: Any) -> float | None:
 
     Args:
         activation: A function of `keras.activations`, a Keras activation layer, or None.
+
+    Returns:
+        The constant, or None.
+
+    Example:
+        >>> activation_constant(keras.activations.relu), activation_constant(keras.ops.exp)
+        (1.0, None)
     """
     found = known_activation(activation)
     return None if found is None else found.constant

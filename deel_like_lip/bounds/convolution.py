@@ -113,6 +113,11 @@ def convolution_bound(
 
     Returns:
         The bound.
+
+    Example:
+        >>> difference = np.array([1.0, -1.0]).reshape(2, 1, 1)  # two taps, one channel
+        >>> round(convolution_bound(difference), 3), round(convolution_bound(difference, strides=[2]), 3)
+        (2.0, 1.414)
     """
     kernel = np.asarray(kernel, dtype=np.float64)
     rank = kernel.ndim - 2

@@ -50,6 +50,10 @@ class LayerBound:
         kind: Its class.
         constant: Upper bound of its own Lipschitz constant, or of the operations that it stands for.
         up_to_here: Upper bound of the constant from the model's inputs to its output.
+
+    Example:
+        >>> [(line.kind, round(line.constant, 3)) for line in certify(model).layers][0]
+        ('Dense', 1.0)
     """
 
     name: str
@@ -68,6 +72,10 @@ class OutputBound:
             output is affine in something; None otherwise.
         coordinates: Upper bounds of the constants of single outputs, shape `(outputs,)`; None as with `pairs`.
         error: How far a float32 forward pass may end from the exact output, in l2; None if that was not asked for.
+
+    Example:
+        >>> bound_graph(vanilla_model(model)).outputs[0].pairs.shape
+        (3, 3)
     """
 
     constant: float
@@ -84,6 +92,10 @@ class GraphBound:
         constant: Upper bound of the l2 Lipschitz constant of the whole map.
         outputs: The bounds of each output.
         layers: One line for each operation that the bounds rest on, in the order of computation.
+
+    Example:
+        >>> len(bound_graph(vanilla_model(model)).outputs)
+        1
     """
 
     constant: float
@@ -139,8 +151,15 @@ def bound_graph(model: keras.Model, *, rounding: bool = False, verbose: int = 0)
         rounding: Whether to bound the rounding errors of a float32 forward pass too.
         verbose: 1 for a progress bar.
 
+    Returns:
+        The bounds.
+
     Raises:
         CannotBoundError: If an operation on the way to an output has no bound.
+
+    Example:
+        >>> round(bound_graph(vanilla_model(model)).constant, 3)
+        1.0
     """
     walk = _Walk(rounding, keras.utils.Progbar(_count(model), unit_name="layer") if verbose else None)
     count = len(model.inputs)

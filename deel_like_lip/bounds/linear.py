@@ -30,6 +30,10 @@ def spectral_norm_bound(matrices: npt.ArrayLike, floor: float = 0.0) -> float:
 
     Returns:
         The bound, 0 for matrices of zeros and infinity for matrices that are not finite.
+
+    Example:
+        >>> round(spectral_norm_bound([[3.0, 0.0], [0.0, -4.0]]), 6)
+        4.0
     """
     given = np.asarray(matrices)
     stack = given.astype(np.complex128 if np.iscomplexobj(given) else np.float64)

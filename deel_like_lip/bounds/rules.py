@@ -18,7 +18,20 @@ from deel_like_lip.bounds.operators import Operator
 
 
 class CannotBoundError(ValueError):
-    """A model contains something that has no finite Lipschitz constant, or none that is known."""
+    """A model contains something that has no finite Lipschitz constant, or none that is known.
+
+    The message names the layer. It is a `ValueError`.
+
+    Example:
+        >>> class Square(keras.layers.Layer):
+        ...     def call(self, inputs):
+        ...         return inputs**2
+        >>> try:
+        ...     certify(keras.Sequential([keras.Input((4,)), Square(name="square")]))
+        ... except CannotBoundError as error:
+        ...     print(error)
+        `certify` cannot bound the layer 'square' of class Square: ...
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +136,18 @@ def register_bound_rule(layer_class: type) -> Callable[[_Function], _Function]:
     Args:
         layer_class: The layer's class; subclasses are not covered.
 
+    Returns:
+        The decorator.
+
     Example:
+        >>> class Halve(keras.layers.Layer):
+        ...     def call(self, inputs):
+        ...         return inputs / 2
         >>> @register_bound_rule(Halve)
         ... def halve(layer, input_shape):
         ...     return 0.5
+        >>> certify(keras.Sequential([keras.Input((4,)), Halve()])).lipschitz_constant
+        0.5
     """
 
     def register(function: _Function) -> _Function:

@@ -24,6 +24,25 @@ class LipschitzLayer(keras.layers.Layer):
 
     Args:
         k_coef_lip: The constant that the layer promises, a positive finite number.
+        **kwargs: Arguments of the Keras layer.
+
+    Input shape:
+        That of the subclass.
+
+    Output shape:
+        That of the subclass.
+
+    Raises:
+        ValueError: If `k_coef_lip` is not a positive finite number.
+
+    Example:
+        >>> class Negative(LipschitzLayer):
+        ...     def call(self, inputs):
+        ...         return -self.k_coef_lip * inputs
+        ...     def fold(self):
+        ...         return keras.layers.Rescaling(-self.k_coef_lip)
+        >>> certify(keras.Sequential([keras.Input((4,)), Negative(k_coef_lip=0.5)])).lipschitz_constant
+        0.5
     """
 
     def __init__(self, *args: Any, k_coef_lip: float = 1.0, **kwargs: Any) -> None:

@@ -31,6 +31,10 @@ def gloro_logits(outputs: Tensor, epsilon: Tensor, pair_constant: Tensor) -> Ten
 
     Returns:
         Tensor of shape `(batch, classes + 1)`.
+
+    Example:
+        >>> np.round(gloro_logits(np.array([[2.0, 1.0, 0.0]]), 0.5, np.array(1.0)), 4)
+        array([[2. , 1. , 0. , 1.5]])
     """
     predicted = ops.argmax(outputs, axis=-1)
     labels = ops.equal(ops.expand_dims(predicted, -1), ops.arange(outputs.shape[-1], dtype=predicted.dtype))
@@ -54,6 +58,11 @@ def gloro_terms(
 
     Returns:
         Tensor of shape `(batch,)`.
+
+    Example:
+        >>> labels, outputs = np.array([[1.0, 0.0, 0.0]], "float32"), np.array([[2.0, 1.0, 0.0]], "float32")
+        >>> np.round(gloro_terms(labels, outputs, 0.5, 1.0, 1.0, np.float32(1.0)), 4)
+        array([0.7466])
     """
     extra = gloro_logits(outputs, epsilon, pair_constant)[:, -1]
     # With S the sum of exp(f_i) and b the extra logit, all probabilities p_i shrink by S / (S + exp(b)) and the extra
@@ -77,6 +86,11 @@ def emma_terms(labels: Tensor, outputs: Tensor, epsilon: Tensor, tau: Tensor, pa
 
     Returns:
         Tensor of shape `(batch,)`.
+
+    Example:
+        >>> labels, outputs = map(keras.ops.convert_to_tensor, ([[1.0, 0.0, 0.0]], [[2.0, 1.0, 0.0]]))
+        >>> np.round(emma_terms(labels, outputs, 0.5, 1.0, np.float32(1.0)), 4)
+        array([0.6041])
     """
     lead = ops.relu(ops.expand_dims(true_output(labels, outputs), -1) - outputs)
     shift = ops.minimum(lead, epsilon * _constants_to(ops.argmax(labels, axis=-1), pair_constant))

@@ -33,6 +33,10 @@ def kr_terms(
 
     Returns:
         Tensor of shape `(batch,)`, averaged over the outputs.
+
+    Example:
+        >>> np.round(kr_terms(np.array([[1.0], [-1.0]]), np.array([[2.0], [0.5]])), 4)
+        array([-4.,  1.])
     """
     weights = ops.ones_like(outputs) if weights is None else weights
     positive = ops.where(signs > 0, weights, ops.zeros_like(outputs))
@@ -62,6 +66,10 @@ def hinge_terms(signs: Tensor, outputs: Tensor, min_margin: Tensor, true_class_w
 
     Returns:
         Tensor of shape `(batch,)`.
+
+    Example:
+        >>> np.round(hinge_terms(np.array([[1.0], [-1.0]]), np.array([[2.0], [0.5]]), 1.0), 4)
+        array([0. , 1.5])
     """
     hinge = ops.relu(min_margin - signs * outputs)
     if true_class_weight != 1:

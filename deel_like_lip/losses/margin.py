@@ -20,6 +20,10 @@ def categorical_hinge_terms(labels: Tensor, outputs: Tensor, min_margin: Tensor)
 
     Returns:
         Tensor of shape `(batch,)`.
+
+    Example:
+        >>> np.round(categorical_hinge_terms(np.array([[1.0, 0.0, 0.0]]), np.array([[2.0, 1.0, 0.0]]), 1.5), 4)
+        array([0.5])
     """
     rival = ops.max(other_outputs(labels, outputs), axis=-1)
     return ops.relu(min_margin - true_output(labels, outputs) + rival)
@@ -35,6 +39,10 @@ def multi_margin_terms(labels: Tensor, outputs: Tensor, min_margin: Tensor) -> T
 
     Returns:
         Tensor of shape `(batch,)`.
+
+    Example:
+        >>> np.round(multi_margin_terms(np.array([[1.0, 0.0, 0.0]]), np.array([[2.0, 1.0, 0.0]]), 1.5), 4)
+        array([0.1667])
     """
     true = ops.expand_dims(true_output(labels, outputs), -1)
     return ops.mean(ops.relu(min_margin - true + other_outputs(labels, outputs)), axis=-1)

@@ -26,6 +26,10 @@ def soft_hkr_terms(labels: Tensor, outputs: Tensor, alpha: Tensor, min_margin: T
 
     Returns:
         Tensor of shape `(batch,)`.
+
+    Example:
+        >>> np.round(soft_hkr_terms(np.array([[1.0, 0.0, 0.0]]), np.array([[2.0, 1.0, 0.0]]), 10.0, 1.0, 0.0), 4)
+        array([13.5])
     """
     weights = ops.softmax(other_outputs(labels, temperature * outputs), axis=-1)
     true = true_output(labels, outputs)
@@ -50,6 +54,10 @@ def lse_hkr_terms(labels: Tensor, outputs: Tensor, alpha: Tensor, min_margin: Te
 
     Returns:
         Tensor of shape `(batch,)`.
+
+    Example:
+        >>> np.round(lse_hkr_terms(np.array([[1.0, 0.0, 0.0]]), np.array([[2.0, 1.0, 0.0]]), 10.0, 1.0, 1.0), 4)
+        array([25.4346])
     """
     # The smooth maximum of a single output is that output, for any positive t.
     sharpness = math.log(max(outputs.shape[-1] - 1, 2)) / (penalty * min_margin)

@@ -117,7 +117,10 @@ def hkr_vgg(
     Its blocks begin with the width of the tutorials of deel-lip, and double; those of the paper's network for CelebA
     could not be found. The default has 1 168 913 parameters.
 
-    Takes the arguments of `hkr_cnn`, with the same meaning and other defaults, and returns the same.
+    Takes the arguments of `hkr_cnn`, with the same meaning and other defaults.
+
+    Returns:
+        A functional `keras.Model`.
 
     Input shape:
         `(batch, height, width, channels)`, or `(batch, channels, height, width)` with `channels_first`.
@@ -133,7 +136,7 @@ def hkr_vgg(
         No certified accuracy.
 
     Example:
-        >>> hkr_vgg().output_shape
+        >>> hkr_vgg((32, 32, 3), filters=(8, 16), units=(32,)).output_shape
         (None, 1)
 
     Raises:

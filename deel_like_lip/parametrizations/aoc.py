@@ -41,6 +41,19 @@ class AOC(Parametrization):
     them below 1, as an update may leave, make symbols that are convex combinations of I and `I exp(-iw)`, and never a
     norm above `norm`.
 
+    Args:
+        norm: As in `Parametrization`.
+        geometry: As in `Parametrization`.
+
+    Raises:
+        ValueError: By `bind`, if the layer is dense, is a convolution from one channel to one, or has strides and a
+            dilation.
+
+    Example:
+        >>> layer = LipConv2D(16, 3, padding="same", parametrization="aoc")
+        >>> layer(np.zeros((1, 8, 8, 4))).shape
+        (1, 8, 8, 16)
+
     Reference:
         - Boissin et al., 2025, [An adaptive orthogonal convolution scheme for efficient and flexible CNN
           architectures](https://arxiv.org/abs/2501.07930)

@@ -36,6 +36,15 @@ class AOL(ComputedKernel):
     `sum_d G_d exp(i <d, w>)`, of which no entry exceeds that of `sum_d |G_d|`. With strides the phases of the input
     count as channels. Outputs are rescaled, or inputs where there are fewer of those.
 
+    Args:
+        norm: As in `Parametrization`.
+        geometry: As in `Parametrization`.
+
+    Example:
+        >>> kernel = AOL().kernel(np.array([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]]), (3, 2))
+        >>> float(np.linalg.norm(kernel, 2)) <= 1
+        True
+
     Reference:
         Prach and Lampert, 2022, [Almost-orthogonal layers for efficient general-purpose Lipschitz
         networks](https://arxiv.org/abs/2208.03160)
@@ -72,6 +81,10 @@ def gram_row_sums(kernel: Tensor, log_weights: Tensor) -> Tensor:
 
     Returns:
         Positive tensor of shape `(outputs,)`, rounded up, in at least float32.
+
+    Example:
+        >>> np.round(gram_row_sums(np.array([[1.0, 0.0], [1.0, 1.0]]), np.zeros(2)), 2)
+        array([3., 2.])
 
     Reference:
         - Prach and Lampert, 2022, [Almost-orthogonal layers](https://arxiv.org/abs/2208.03160)

@@ -32,6 +32,22 @@ class Parametrization(abc.ABC):
     Args:
         norm: What the norm of the kernel as a matrix may be. A layer sets it by `bind`.
         geometry: What a convolution does with its kernel, or None for a dense layer. A layer sets it by `bind`.
+
+    Raises:
+        ValueError: By `bind`, if kernels of a layer cannot be parametrized like this.
+
+    Example:
+        >>> @keras.saving.register_keras_serializable("mine")
+        ... @dataclasses.dataclass(frozen=True)
+        ... class Clipped(Parametrization):
+        ...     # Columns of l1 norm at most 1: then no output exceeds the largest input. (No bound for the l2 norm.)
+        ...     def project(self, weight):
+        ...         sums = keras.ops.sum(keras.ops.abs(weight), axis=0, keepdims=True)
+        ...         return weight / keras.ops.maximum(sums, 1.0)
+        ...     def tangent_gradient(self, weight, gradient):
+        ...         return gradient
+        >>> Clipped().project(np.array([[3.0, 0.5], [1.0, 0.0]]))
+        [[0.75, 0.5], [0.25, 0.0]]
     """
 
     norm: float = 1.0
@@ -108,6 +124,7 @@ class Parametrization(abc.ABC):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
+        """Returns the parametrization of which `get_config` gave the arguments."""
         return cls(**config)
 
 
@@ -115,6 +132,14 @@ class ReshapedKernel(Parametrization):
     """A parametrization that constrains the matrix which has the last axis of the kernel as columns.
 
     For a convolution `norm` is divided by the factor that leads from that matrix to the operator.
+
+    Args:
+        norm: As in `Parametrization`.
+        geometry: As in `Parametrization`.
+
+    Example:
+        >>> isinstance(get("polar"), ReshapedKernel), LipConv2D(8, 3).parametrization.norm == 1 / 3
+        (True, True)
     """
 
     @property
@@ -130,7 +155,16 @@ class ReshapedKernel(Parametrization):
 
 
 class ComputedKernel(Parametrization):
-    """Kernels that are computed from a weight that may be anything, so that no update has to be undone."""
+    """Kernels that are computed from a weight that may be anything, so that no update has to be undone.
+
+    Args:
+        norm: As in `Parametrization`.
+        geometry: As in `Parametrization`.
+
+    Example:
+        >>> isinstance(get("aol"), ComputedKernel), get("aol").constraint
+        (True, None)
+    """
 
     @property
     def constraint(self) -> None:
@@ -152,6 +186,17 @@ def with_tangent_gradient(parametrization: Parametrization, kernel: Tensor) -> T
 
     The optimizer's moments then hold no component that the projection would remove again, which is what makes a cheap
     projection train as well as an exact one.
+
+    Args:
+        parametrization: What says which gradients are tangent.
+        kernel: Variable or tensor, allowed by the parametrization.
+
+    Returns:
+        Tensor of the values of `kernel`.
+
+    Example:
+        >>> with_tangent_gradient(Orthogonal(), np.eye(2))
+        [[1.0, 0.0], [0.0, 1.0]]
     """
     if parametrization.constraint is None:
         return kernel
@@ -170,6 +215,22 @@ def upstream_gradient(args: tuple[Tensor, ...], upstream: Tensor | None) -> Tens
     """Returns the gradient that the backward function of `keras.ops.custom_gradient` was given.
 
     Torch passes it by name, after the inputs of the forward function; the others pass nothing else.
+
+    Args:
+        args: What the function was given by position.
+        upstream: What it was given by that name.
+
+    Returns:
+        The gradient with respect to the output of the forward function.
+
+    Example:
+        >>> @keras.ops.custom_gradient
+        ... def twice(x):
+        ...     def backward(*args, upstream=None):
+        ...         return 2 * upstream_gradient(args, upstream)
+        ...     return 2 * x, backward
+        >>> twice(keras.ops.convert_to_tensor([1.0, 2.0]))
+        [2.0, 4.0]
     """
     return args[-1] if upstream is None else upstream
 

@@ -28,6 +28,18 @@ class Cayley(DenseKernel):
 
     Args:
         norm: The value of all singular values.
+        geometry: As in `Parametrization`.
+
+    Raises:
+        ValueError: By `bind`, if a convolution is transposed or depthwise, or not one with circular padding on an image
+            of a size that is known.
+
+    Example:
+        >>> layer = SpectralDense(3, parametrization=Cayley())
+        >>> layer(np.zeros((1, 4))).shape
+        (1, 3)
+        >>> np.round(np.linalg.svd(layer.kernel, compute_uv=False), 3)
+        array([1., 1., 1.])
 
     Reference:
         Trockman and Kolter, 2021, [Orthogonalizing convolutional layers with the Cayley

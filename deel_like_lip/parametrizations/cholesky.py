@@ -17,6 +17,14 @@ class CholeskyQR(DenseKernel):
 
     Args:
         norm: The value of all singular values.
+        geometry: As in `Parametrization`.
+
+    Example:
+        >>> layer = SpectralDense(3, parametrization=CholeskyQR())
+        >>> layer(np.zeros((1, 4))).shape
+        (1, 3)
+        >>> np.round(np.linalg.svd(layer.kernel, compute_uv=False), 3)
+        array([1., 1., 1.])
 
     Reference:
         - Hu et al., 2024, [A recipe for improved certifiable robustness](https://arxiv.org/abs/2310.02513), which
@@ -39,6 +47,14 @@ class BlockReflector(DenseKernel):
 
     Args:
         norm: The value of all singular values.
+        geometry: As in `Parametrization`.
+
+    Example:
+        >>> layer = SpectralDense(3, parametrization=BlockReflector())
+        >>> layer(np.zeros((1, 4))).shape
+        (1, 3)
+        >>> np.round(np.linalg.svd(layer.kernel, compute_uv=False), 3)
+        array([1., 1., 1.])
 
     Reference:
         Lai et al., 2025, [Enhancing certified robustness via block reflector orthogonal layers and logit annealing

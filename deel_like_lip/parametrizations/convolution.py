@@ -27,6 +27,10 @@ class ConvolutionGeometry:
         channels: Number of input and output channels of one group, in the roles that they have in the convolution even
             where the layer is its transpose; None before the layer is built.
         sizes: Size of the input along each spatial axis, None where it is not known; None before the layer is built.
+
+    Example:
+        >>> LipConv2D(16, 3, strides=2).parametrization.geometry.strides
+        (2, 2)
     """
 
     kernel_size: tuple[int, ...]
@@ -55,6 +59,10 @@ def reshaped_kernel_factor(
 
     Returns:
         The factor, at least 1.
+
+    Example:
+        >>> reshaped_kernel_factor((3, 3)), reshaped_kernel_factor((3, 3), strides=(3, 3))
+        (3.0, 1.0)
     """
     return math.sqrt(max_overlap(kernel_size, strides, dilation_rate))
 
@@ -69,6 +77,13 @@ def operator_factor(
         strides: Strides of a convolution, one integer or one for each spatial axis; None where the matrix itself is
             meant, as it is for a dense layer.
         dilation_rate: Dilation of a convolution, likewise.
+
+    Returns:
+        The factor, at least 1.
+
+    Example:
+        >>> operator_factor((3, 3, 8, 16), strides=1), operator_factor((128, 64))
+        (3.0, 1.0)
 
     Raises:
         ValueError: If there are strides and the kernel has no as many spatial axes.

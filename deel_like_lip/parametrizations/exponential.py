@@ -23,6 +23,14 @@ class Exponential(DenseKernel):
 
     Args:
         norm: The value of all singular values.
+        geometry: As in `Parametrization`.
+
+    Example:
+        >>> layer = SpectralDense(3, parametrization=Exponential())
+        >>> layer(np.zeros((1, 4))).shape
+        (1, 3)
+        >>> np.round(np.linalg.svd(layer.kernel, compute_uv=False), 3)
+        array([1., 1., 1.])
 
     Reference:
         - Lezcano-Casado and Martínez-Rubio, 2019, [Cheap orthogonal constraints in neural

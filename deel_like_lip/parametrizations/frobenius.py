@@ -21,6 +21,14 @@ class Frobenius(ReshapedKernel):
     Args:
         norm: The l2 norm of the kernel's entries.
         per_output: Whether every slice along the last axis has that norm, rather than the whole kernel.
+        geometry: As in `Parametrization`.
+
+    Raises:
+        ValueError: By `bind`, if `per_output`, which does not bound a layer as a whole.
+
+    Example:
+        >>> Frobenius().project(np.array([[3.0], [4.0]]))
+        [[0.6], [0.8]]
     """
 
     per_output: bool = False

@@ -50,6 +50,18 @@ class OperatorNorm(Parametrization):
     norm is then at most `norm`, and below by at most 3 % for each axis with more than one tap. `retract`, in training,
     divides by an estimate from below, by power iterations on a coarser grid: the norm is then above by up to a tenth.
 
+    Args:
+        norm: As in `Parametrization`.
+        geometry: As in `Parametrization`.
+
+    Raises:
+        ValueError: By `bind`, if the layer is dense, or has both strides and a dilation.
+
+    Example:
+        >>> layer = LipConv2D(16, 3, padding="same", parametrization="operator_norm")
+        >>> layer(np.zeros((1, 8, 8, 4))).shape
+        (1, 8, 8, 16)
+
     Reference:
         - Delattre et al., 2023, [Efficient bound of Lipschitz constant for convolutional layers by Gram
           iteration](https://arxiv.org/abs/2305.16173)
@@ -118,6 +130,11 @@ def operator_norm_bound(kernels: Tensor, in_training: bool = False) -> Tensor:
 
     Returns:
         Scalar tensor, for all groups together.
+
+    Example:
+        >>> shift = np.array([0.0, 0.0, 1.0]).reshape(1, 3, 1, 1)  # one group, three taps, one channel
+        >>> 1 <= float(operator_norm_bound(keras.ops.convert_to_tensor(shift))) < 1.05
+        True
 
     Reference:
         - Delattre et al., 2023, [Efficient bound of Lipschitz constant for convolutional layers by Gram

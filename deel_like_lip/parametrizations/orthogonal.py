@@ -67,6 +67,13 @@ class Orthogonal(ReshapedKernel):
 
     Args:
         norm: The value of all singular values.
+        geometry: As in `Parametrization`.
+
+    Example:
+        >>> kernel = Orthogonal(norm=2.0).project(np.diag([8.0, 4.0]))
+        >>> np.round(kernel, 3)
+        array([[2., 0.],
+               [0., 2.]])
     """
 
     def start(self, initializer: Any, shape: Shape, dtype: Any = None) -> Tensor:
@@ -182,6 +189,11 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOS
 
     Returns:
         Tensor of the same shape and dtype.
+
+    Example:
+        >>> np.round(orthogonalize(keras.ops.convert_to_tensor([[0.0, 5.0], [-3.0, 0.0]])), 3) + 0.0
+        array([[ 0.,  1.],
+               [-1.,  0.]], dtype=float32)
 
     Reference:
         - Björck and Bowie, 1971, An iterative algorithm for computing the best estimate of an orthogonal matrix.

@@ -37,6 +37,9 @@ def get(identifier: Any) -> Parametrization:
     Args:
         identifier: A name such as `"polar"`, a `Parametrization`, a subclass of it, or what `serialize` returned.
 
+    Returns:
+        A `Parametrization`, not yet bound to a layer.
+
     Raises:
         ValueError: If it is none of these.
 
@@ -60,6 +63,17 @@ def get(identifier: Any) -> Parametrization:
 
 
 def serialize(parametrization: Parametrization) -> dict[str, Any]:
-    """Returns what `get` makes the same parametrization of, but for its `norm`, which each layer sets."""
+    """Returns what `get` makes the same parametrization of, but for its `norm`, which each layer sets.
+
+    Args:
+        parametrization: A `Parametrization`.
+
+    Returns:
+        A dict that JSON can hold.
+
+    Example:
+        >>> get(serialize(Orthogonal(norm=2.0)))
+        Orthogonal(norm=1.0)
+    """
     serialized: dict[str, Any] = keras.saving.serialize_keras_object(parametrization)
     return serialized

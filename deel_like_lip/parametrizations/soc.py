@@ -33,6 +33,18 @@ class SOC(Parametrization):
     It is for convolutions with strides of 1, odd kernel sizes, and padding "same" or "circular"; groups must have as
     many inputs as outputs.
 
+    Args:
+        norm: As in `Parametrization`.
+        geometry: As in `Parametrization`.
+
+    Raises:
+        ValueError: By `bind`, if the layer is not such a convolution.
+
+    Example:
+        >>> layer = LipConv2D(16, 3, padding="same", parametrization="soc")
+        >>> layer(np.zeros((1, 8, 8, 16))).shape
+        (1, 8, 8, 16)
+
     Reference:
         Singla and Feizi, 2021, [Skew orthogonal convolutions](https://arxiv.org/abs/2105.11417)
     """

@@ -35,6 +35,13 @@ class Spectral(ReshapedKernel):
 
     Args:
         norm: The spectral norm.
+        geometry: As in `Parametrization`.
+
+    Example:
+        >>> kernel = Spectral(norm=2.0).project(np.diag([8.0, 4.0]))
+        >>> np.round(kernel, 3)
+        array([[2., 0.],
+               [0., 1.]])
 
     Reference:
         - Miyato et al., 2018, [Spectral normalization for generative adversarial
