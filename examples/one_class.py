@@ -324,7 +324,7 @@ def plot(radii: Array, curves: Array, made: list[tuple[Images, Images]], dataset
         for images, pictures in (made[index] for index in picked)
     ]
     right.imshow(np.concatenate(columns, axis=1), cmap="gray")
-    right.set_title("a normal image of a class, and four made to train against")
+    right.set_title("normal images, and four made from each class")
     right.axis("off")
     figure.savefig(path, dpi=120)
     plt.close(figure)
