@@ -14,7 +14,6 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings
-small = os.environ.get("TUTORIAL_SIZE") == "small"  # for a quick run, with results that are not as good
 
 import keras
 import matplotlib.pyplot as plt
@@ -24,13 +23,14 @@ from sklearn.model_selection import train_test_split
 
 import deel_like_lip as lip
 
+small = os.environ.get("TUTORIAL_SIZE") == "small"  # for a quick run, with results that are not as good
 keras.utils.set_random_seed(0)
 
 # %% [markdown]
 # ## The data
 #
-# Scikit-learn comes with 1797 handwritten digits of 8 × 8 pixels, each a number between 0 (white) and 1 (black) after we
-# divide by 16.
+# Scikit-learn comes with 1797 handwritten digits of 8 x 8 pixels, each a number between 0 (white) and 1 (black) after
+# we divide by 16.
 
 # %%
 images, digits = load_digits(return_X_y=True)
@@ -75,17 +75,18 @@ print(f"right on {plain_accuracy:.1%} of the test images")
 #
 # The norm here, and everywhere in this library, is the Euclidean one, **l2**: the root of the sum of squares. The
 # smallest such $L$ is *the* Lipschitz constant of $f$. For a network nobody knows it exactly, but it can be caught
-# between two numbers. `empirical_lipschitz` searches for pairs of inputs whose outputs are far apart: the constant is at
-# least what it finds. `certify` computes, layer by layer, a number that the constant cannot exceed.
+# between two numbers. `empirical_lipschitz` searches for pairs of inputs whose outputs are far apart: the constant is
+# at least what it finds. `certify` computes, layer by layer, a number that the constant cannot exceed.
 
 # %%
 plain_found = lip.empirical_lipschitz(plain, x_test[:200])
 plain_certificate = lip.certify(plain)
-print(f"the constant of the plain network is between {plain_found:.1f} and {plain_certificate.lipschitz_constant:.1f}")
+plain_constant = plain_certificate.lipschitz_constant
+print(f"the constant of the plain network is between {plain_found:.1f} and {plain_constant:.1f}")
 
 # %% [markdown]
-# That is a lot: an image of these has a norm of about 4, so it does not take much of a change to turn the largest output
-# into another one. Nothing in the training speaks against it, for cross entropy falls as outputs grow.
+# That is a lot: an image of these has a norm of about 4, so it does not take much of a change to turn the largest
+# output into another one. Nothing in the training speaks against it, for cross entropy falls as outputs grow.
 #
 # ## From a constant to a guarantee
 #
@@ -111,9 +112,9 @@ print(f"the constant of the plain network is between {plain_found:.1f} and {plai
 # - `GroupSort2` sorts channels in pairs. Sorting only moves numbers around, so it is 1-Lipschitz; and unlike `relu`, it
 #   throws nothing away. In a network that may not stretch, what a layer throws away cannot be had back.
 #
-# Outputs that may not grow cannot bring cross entropy near zero. `MulticlassHKR` asks instead for a margin: a hinge loss,
-# of weight `alpha`, on outputs that are not at least `min_margin` on the right side of 0, and a second term that
-# pushes the classes apart beyond it. [Tutorial 5](05_multiclass.py) is about choosing the two numbers.
+# Outputs that may not grow cannot bring cross entropy near zero. `MulticlassHKR` asks instead for a margin: a hinge
+# loss, of weight `alpha`, on outputs that are not at least `min_margin` on the right side of 0, and a second term that
+# pushes the classes apart beyond it. [Tutorial 5](05_multiclass.md) is about choosing the two numbers.
 
 # %%
 model = keras.Sequential(
@@ -134,9 +135,7 @@ model.compile(
     keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, steps)),
     lip.losses.MulticlassHKR(alpha=50.0, min_margin=0.4, true_class_weight=9.0),
 )
-model.fit(
-    x_train, y_train, batch_size=32, epochs=epochs, callbacks=[lip.callbacks.RenormalizeCallback()], verbose=0
-)
+model.fit(x_train, y_train, batch_size=32, epochs=epochs, callbacks=[lip.callbacks.RenormalizeCallback()], verbose=0)
 logits = model.predict(x_test, batch_size=64, verbose=0)
 answers = np.argmax(logits, axis=1)
 accuracy = float(np.mean(answers == y_test))
@@ -155,20 +154,21 @@ for layer in model.layers:
 # %% [markdown]
 # ## The certificate
 #
-# `certify` trusts none of that. It turns the network into a plain Keras model and computes the bound from the kernels it
-# finds there.
+# `certify` trusts none of that. It turns the network into a plain Keras model and computes the bound from the kernels
+# it finds there.
 
 # %%
 certificate = lip.certify(model)
 found = lip.empirical_lipschitz(model, x_test[:200])
+constant = certificate.lipschitz_constant
 print(certificate.summary())
-print(f"\nThe constant is between {found:.4f} and {certificate.lipschitz_constant:.4f}")
+print(f"\nThe constant is between {found:.4f} and {constant:.4f}")
 
 # %% [markdown]
 # The search finds nearly 1, so the bound is nearly the truth. `radius` turns outputs into radii, one for each image, in
-# the units of the input: a radius of 0.3 means that all pixels together may change by 0.3 in l2. Here are the test images
-# with the smallest radii and the largest. Those of which the network is not sure are those that a person would look at
-# twice.
+# the units of the input: a radius of 0.3 means that all pixels together may change by 0.3 in l2. Here are the test
+# images with the smallest radii and the largest. Those of which the network is not sure are those that a person would
+# look at twice.
 
 # %%
 radii = certificate.radius(logits)
@@ -209,10 +209,10 @@ plt.show()
 
 # %% [markdown]
 # The plain network is not proven to be bad beyond its curve: nothing is known there. (An attack finds out, in
-# [tutorial 6](06_attack.py).) Of the 1-Lipschitz one it is known, before anybody attacks it.
+# [tutorial 6](06_attack.md).) Of the 1-Lipschitz one it is known, before anybody attacks it.
 #
 # ## What to read next
 #
-# - [Tutorial 2](02_wasserstein.py): what the second term of the loss measures, the Wasserstein distance.
-# - [Tutorial 5](05_multiclass.py): how to choose the margin and `alpha`.
-# - [Tutorial 7](07_serve.py): how to ship such a network, certificate included, to people who do not have this library.
+# - [Tutorial 2](02_wasserstein.md): what the second term of the loss measures, the Wasserstein distance.
+# - [Tutorial 5](05_multiclass.md): how to choose the margin and `alpha`.
+# - [Tutorial 7](07_serve.md): how to ship such a network, certificate included, to people who do not have this library.

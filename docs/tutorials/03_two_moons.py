@@ -7,14 +7,13 @@
 # - why the Wasserstein term alone does not classify, and what the hinge adds;
 # - that the value of the network is a distance that you can trust.
 #
-# [Tutorial 1](01_first_network.py) explains the layers that are used here, [tutorial 2](02_wasserstein.py) the
+# [Tutorial 1](01_first_network.md) explains the layers that are used here, [tutorial 2](02_wasserstein.md) the
 # Kantorovich-Rubinstein (KR) term.
 
 # %%
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings
-small = os.environ.get("TUTORIAL_SIZE") == "small"  # for a quick run, with results that are not as good
 
 import keras
 import matplotlib.pyplot as plt
@@ -22,6 +21,8 @@ import numpy as np
 from sklearn.datasets import make_moons
 
 import deel_like_lip as lip
+
+small = os.environ.get("TUTORIAL_SIZE") == "small"  # for a quick run, with results that are not as good
 
 # %%
 points, labels = make_moons(2048, noise=0.07, random_state=0)
@@ -31,8 +32,8 @@ epochs = 12 if small else 40
 # %% [markdown]
 # ## Three networks
 #
-# All have the same size, and one output $f$: the answer is its sign. The first is an ordinary network with cross entropy.
-# The others are 1-Lipschitz. One of them is trained by the KR term alone,
+# All have the same size, and one output $f$: the answer is its sign. The first is an ordinary network with cross
+# entropy. The others are 1-Lipschitz. One of them is trained by the KR term alone,
 #
 # $$\max_f \; \mathbb{E}[f(x) \mid y = 1] - \mathbb{E}[f(x) \mid y = 0] ,$$
 #
@@ -100,9 +101,9 @@ for name, model in models.items():
 # %% [markdown]
 # ## Level sets
 #
-# The thick line is where $f = 0$, the boundary; the thin ones are where $f$ is $\pm 0.15$, $\pm 0.3$ and so on. Lines of
-# a 1-Lipschitz function can never be closer than 0.15 to one another. Those of the ordinary network are crowded around
-# the boundary, and their spacing says nothing.
+# The thick line is where $f = 0$, the boundary; the thin ones are where $f$ is $\pm 0.15$, $\pm 0.3$ and so on. Lines
+# of a 1-Lipschitz function can never be closer than 0.15 to one another. Those of the ordinary network are crowded
+# around the boundary, and their spacing says nothing.
 
 # %%
 low, high = points.min(axis=0) - 0.5, points.max(axis=0) + 0.5
@@ -130,14 +131,15 @@ plt.show()
 model = models["hinge-KR"]
 certificate = lip.certify(model)
 plain_constant = lip.certify(models["cross entropy"]).lipschitz_constant
-print(f"constant of the hinge-KR network: at most {certificate.lipschitz_constant:.6f}")
+constant = certificate.lipschitz_constant
+print(f"constant of the hinge-KR network: at most {constant:.6f}")
 print(f"constant of the one with cross entropy: at most {plain_constant:.1f}")
 
 # %% [markdown]
 # With one output, the certified radius of $x$ is $|f(x)| / L$: nothing within that distance of $x$ is answered
 # differently. So around each point there is a disc that the boundary does not enter. The hinge asks for radii of at
-# least 0.15, and the KR term makes them as large as it can. Here are some of the discs; they touch the boundary where the
-# network uses its constant fully.
+# least 0.15, and the KR term makes them as large as it can. Here are some of the discs; they touch the boundary where
+# the network uses its constant fully.
 
 # %%
 logits = model.predict(points, batch_size=512, verbose=0)
@@ -167,7 +169,7 @@ print(f"{broken} of {answers.size} moved points are answered differently")
 # %% [markdown]
 # ## What to read next
 #
-# - [Tutorial 4](04_mnist_0_8.py): the same loss on images, where the gradient of $f$ shows the way to the other class.
-# - [Tutorial 5](05_multiclass.py): several classes, and how to choose the margin and `alpha`.
+# - [Tutorial 4](04_mnist_0_8.md): the same loss on images, where the gradient of $f$ shows the way to the other class.
+# - [Tutorial 5](05_multiclass.md): several classes, and how to choose the margin and `alpha`.
 # - Serrurier et al., 2021, [Achieving robustness in classification using optimal transport with hinge
 #   regularization](https://arxiv.org/abs/2006.06520), the paper that hinge-KR comes from.

@@ -15,14 +15,18 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's greetings
-small = os.environ.get("TUTORIAL_SIZE") == "small"  # for a quick run, with results that are not as good
-has_mnist = os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")) and not small
+
+import logging
 
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
 
 import deel_like_lip as lip
+
+small = os.environ.get("TUTORIAL_SIZE") == "small"  # for a quick run, with results that are not as good
+has_mnist = os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")) and not small
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns where many models are compiled, as they are here
 
 # %%
 if has_mnist:
@@ -87,10 +91,10 @@ def show(curves):
 # %% [markdown]
 # ## The margin
 #
-# The hinge of a sample is zero once its outputs are `min_margin` on the right side. A small margin leaves the network free
-# to get the difficult images right too. A large one, larger than many images allow, makes it give those up in favour
-# of distance on the others: the curve starts lower and ends higher. Margins are in the units of the input, since the
-# network is 1-Lipschitz: think of how far apart images of different classes are.
+# The hinge of a sample is zero once its outputs are `min_margin` on the right side. A small margin leaves the network
+# free to get the difficult images right too. A large one, larger than many images allow, makes it give those up in
+# favour of distance on the others: the curve starts lower and ends higher. Margins are in the units of the input, since
+# the network is 1-Lipschitz: think of how far apart images of different classes are.
 
 # %%
 alpha = 50.0
@@ -118,7 +122,7 @@ show(by_alpha)
 # first. A large `tau` cares for accuracy, a small one for margins: a single knob where hinge-KR has two.
 
 # %%
-taus = (10.0,) if small else (30.0, 10.0, 3.0)
+taus = (3.0,) if small else (10.0, 3.0, 1.0)
 by_tau = {f"tau={tau:g}": train(lip.losses.TauSparseCategoricalCrossentropy(tau)) for tau in taus}
 show({f"alpha=50, min_margin={margin}": by_margin[f"min_margin={margin}"], **by_tau})
 
@@ -126,30 +130,22 @@ show({f"alpha=50, min_margin={margin}": by_margin[f"min_margin={margin}"], **by_
 # ## All in one picture
 #
 # Each network is one point: accuracy to the right, certified accuracy at a radius upwards. No network is best in both.
-# What can be had is a front, and the knobs move along it. Points that lie below the front are bad choices at that radius.
+# What can be had is a front, and the knobs move along it. Points that lie below the front are bad choices at that
+# radius.
 
 # %%
-index = shown[2]
-figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
-for (title, curves), marker in zip(
-    {"margins": by_margin, "alphas": by_alpha, "tau": by_tau}.items(), "os^", strict=True
-):
-    axis.scatter(
-        [100 * shares[0] for shares in curves.values()],
-        [100 * shares[index] for shares in curves.values()],
-        marker=marker,
-        s=60,
-        label=title,
-        alpha=0.7,
-    )
-    for name, shares in curves.items():
-        if not (title == "alphas" and name == "alpha=50"):
-            axis.annotate(name, (100 * shares[0], 100 * shares[index]), xytext=(6, 4), textcoords="offset points")
-axis.margins(x=0.25, y=0.1)
+index = shown[3]
+curves = {**by_margin, **by_alpha, **by_tau}
+del curves["alpha=50"]  # one of the margins
+markers = {"min_margin": "o", "alpha": "s", "tau": "^"}
+figure, axis = plt.subplots(figsize=(7.6, 4.2), layout="constrained")
+for name, shares in curves.items():
+    axis.scatter(100 * shares[0], 100 * shares[index], marker=markers[name.split("=")[0]], s=70, label=name)
+axis.margins(0.1)
 axis.set_xlabel("accuracy (%)")
 axis.set_ylabel(f"certified accuracy at {distances[index]:.2f} (%)")
 axis.grid(alpha=0.3)
-axis.legend()
+figure.legend(loc="outside right upper")
 plt.show()
 
 # %% [markdown]
@@ -158,14 +154,14 @@ plt.show()
 # 1. Say first at which radius you want to be safe, in the units of your input, and what accuracy you cannot do without.
 # 2. Begin with `alpha=50` and a `min_margin` of about that radius.
 # 3. Raise the margin while accuracy allows it, and lower it otherwise. Try factors of 2.
-# 4. If accuracy is still too low, raise `alpha`, or take cross entropy with a large `tau`. Then train longer, and wider:
-#    constrained networks take more of both than ordinary ones.
+# 4. If accuracy is still too low, raise `alpha`, or take cross entropy with a large `tau`. Then train longer, and
+#    wider: constrained networks take more of both than ordinary ones.
 #
-# While training, `lip.callbacks.CertifyCallback((x_val, y_val), radii=[...])` logs the certified accuracy after each epoch;
-# choose on validation data, and keep the test set for the end.
+# While training, `lip.callbacks.CertifyCallback((x_val, y_val), radii=[...])` logs the certified accuracy after each
+# epoch; choose on validation data, and keep the test set for the end.
 #
 # ## What to read next
 #
-# - [Tutorial 6](06_attack.py): whether an attack can do better than the certificate says.
-# - [Tutorial 8](08_deep.py): networks that get more out of the same constant.
+# - [Tutorial 6](06_attack.md): whether an attack can do better than the certificate says.
+# - [Tutorial 8](08_deep.md): networks that get more out of the same constant.
 # - Béthune et al., 2022, [Pay attention to your loss](https://arxiv.org/abs/2104.05097): why there is such a front.

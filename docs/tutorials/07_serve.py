@@ -15,7 +15,6 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings
-small = os.environ.get("TUTORIAL_SIZE") == "small"  # for a quick run, with results that are not as good
 
 import dataclasses
 import pathlib
@@ -31,13 +30,14 @@ from sklearn.model_selection import train_test_split
 
 import deel_like_lip as lip
 
+small = os.environ.get("TUTORIAL_SIZE") == "small"  # for a quick run, with results that are not as good
 keras.utils.set_random_seed(0)
 folder = pathlib.Path(tempfile.mkdtemp())  # where everything below is written
 
 # %% [markdown]
 # ## A trained network
 #
-# As in [tutorial 1](01_first_network.py), with a convolution and a pooling.
+# As in [tutorial 1](01_first_network.md), with a convolution and a pooling.
 
 # %%
 images, digits = load_digits(return_X_y=True)
@@ -63,9 +63,7 @@ model.compile(
     keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, epochs * len(x_train) // 32)),
     lip.losses.MulticlassHKR(alpha=50.0, min_margin=0.4, true_class_weight=9.0),
 )
-model.fit(
-    x_train, y_train, batch_size=32, epochs=epochs, callbacks=[lip.callbacks.RenormalizeCallback()], verbose=0
-)
+model.fit(x_train, y_train, batch_size=32, epochs=epochs, callbacks=[lip.callbacks.RenormalizeCallback()], verbose=0)
 logits = model.predict(x_test, batch_size=448, verbose=0)
 accuracy = float(np.mean(np.argmax(logits, axis=1) == y_test))
 print(f"right on {accuracy:.1%} of the test images")
@@ -73,9 +71,9 @@ print(f"right on {accuracy:.1%} of the test images")
 # %% [markdown]
 # ## Fold
 #
-# `vanilla_model` makes a plain Keras model that predicts the same: constrained layers become `Dense` and `Conv2D` with the
-# kernels that they have now, sorts of pairs become minima and maxima, and so on. What it returns can be saved and loaded
-# with Keras alone.
+# `vanilla_model` makes a plain Keras model that predicts the same: constrained layers become `Dense` and `Conv2D` with
+# the kernels that they have now, sorts of pairs become minima and maxima, and so on. What it returns can be saved and
+# loaded with Keras alone.
 
 # %%
 plain = lip.vanilla_model(model)
@@ -92,8 +90,8 @@ for layer in plain.layers:
 # certified is what is shipped. With two options you can say more about how the model will be used.
 #
 # - `input_range=(0, 1)`: inputs outside of it get radius 0 instead of a promise about images that do not exist.
-# - `rounding="sound"`: radii hold for what float32 arithmetic computes, not only for the exact function that the kernels
-#   define. They are a little smaller.
+# - `rounding="sound"`: radii hold for what float32 arithmetic computes, not only for the exact function that the
+#   kernels define. They are a little smaller.
 
 # %%
 certificate = lip.certify(model, input_range=(0, 1), rounding="sound")
@@ -105,8 +103,8 @@ print(f"\nmedian radius {np.median(radii):.5f}, in exact arithmetic {np.median(e
 # %% [markdown]
 # ## Export
 #
-# Each call folds and certifies, unless you pass a certificate that you have already; writes the artefact beside its place
-# and then moves it there, so that nobody ever reads half a model; and puts the certificate inside.
+# Each call folds and certifies, unless you pass a certificate that you have already; writes the artefact beside its
+# place and then moves it there, so that nobody ever reads half a model; and puts the certificate inside.
 
 # %%
 lip.export_saved_model(model, folder / "served", certificate=certificate)
@@ -164,8 +162,8 @@ for name, code in {"tensorflow": tensorflow_server, "onnxruntime": onnx_server}.
     served[name] = dict(np.load(folder / f"{name}.npz"))
 
 # %% [markdown]
-# Logits agree up to rounding, answers are the same, and no served radius is above that of the certificate: they are computed
-# in float32, rounded down, and reduced by what the logits of two runtimes may differ.
+# Logits agree up to rounding, answers are the same, and no served radius is above that of the certificate: they are
+# computed in float32, rounded down, and reduced by what the logits of two runtimes may differ.
 
 # %%
 for name, results in served.items():
@@ -214,6 +212,6 @@ for claim, candidate in ((received, retouched), (edited, plain)):
 # %% [markdown]
 # ## What to read next
 #
-# - [Tutorial 9](09_many_devices.py): training on several devices.
-# - [Tutorial 10](10_own_layer.py): a layer of your own that folds and is certified like the built-in ones.
+# - [Tutorial 9](09_many_devices.md): training on several devices.
+# - [Tutorial 10](10_own_layer.md): a layer of your own that folds and is certified like the built-in ones.
 # - `lip.export_litert(model, "served.tflite")` for phones: the same outputs as ONNX.
