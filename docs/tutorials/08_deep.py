@@ -114,23 +114,23 @@ for name, block in blocks.items():
 # paper, `"XS"` to `"L"`, have five by five.
 
 # %%
-conv_net = {"input_shape": (8, 8, 1), "classes": 10, "width": 8, "blocks": 2, "convolutions": 2}
+conv_net = {"input_shape": (8, 8, 1), "width": 16, "blocks": 2, "convolutions": 2, "head": "orthogonal"}
 networks = {
     "dense": lip.models.dense_net((8, 8, 1), 10, (64, 64)),
     "orthogonal (aoc)": lip.models.lip_conv_net(parametrization="aoc", name="orthogonal", **conv_net),
     "residual (sll)": lip.models.lip_conv_net(parametrization="sll", name="residual", **conv_net),
 }
-epochs = 3 if small else 20
+epochs = 5 if small else 15
 distances = np.linspace(0, 1, 101)
 bounds, curves = {}, {}
 for name, network in networks.items():
     network.compile(
-        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, epochs * len(x_train) // 64)),
+        keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, epochs * len(x_train) // 32)),
         lip.losses.MulticlassHKR(alpha=50.0, min_margin=0.4, true_class_weight=9.0),
     )
     begin = time.perf_counter()
     renormalize = lip.callbacks.RenormalizeCallback()
-    network.fit(x_train, y_train, batch_size=64, epochs=epochs, callbacks=[renormalize], verbose=0)
+    network.fit(x_train, y_train, batch_size=32, epochs=epochs, callbacks=[renormalize], verbose=0)
     seconds = time.perf_counter() - begin
     certificate = lip.certify(network)
     bounds[name] = certificate.lipschitz_constant
