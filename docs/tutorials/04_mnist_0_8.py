@@ -174,9 +174,10 @@ plt.show()
 
 # %% [markdown]
 # The gradient of the certified network has the shape of what is to be changed: a bar through the zero, and away with
-# the waist of the eight (blue raises the value, towards "eight"; red lowers it). An adversarial example for this network
-# is not a picture with noise that nobody sees; it is a picture of the other digit. The gradient of the ordinary network,
-# in the last row, is spread over more of the image, and is several times as long: there, a small change goes a long way.
+# the waist of the eight (blue raises the value, towards "eight"; red lowers it). An adversarial example for this
+# network is not a picture with noise that nobody sees; it is a picture of the other digit. The gradient of the ordinary
+# network, in the last row, is spread over more of the image, and is several times as long: there, a small change goes a
+# long way.
 #
 # ## What to read next
 #

@@ -74,17 +74,17 @@ def trained(model):
 # %% [markdown]
 # ## The loss
 #
-# The KR term is a difference of two means, one over each class. The mean over a whole batch is not the mean of the means
-# over its parts, unless all parts have as many samples of each class. So it matters what the engine does:
+# The KR term is a difference of two means, one over each class. The mean over a whole batch is not the mean of the
+# means over its parts, unless all parts have as many samples of each class. So it matters what the engine does:
 #
-# - **JAX** (`keras.distribution.DataParallel`) treats the batch as one array that happens to lie on several devices. Sums go
-#   over all of it. Every loss is what it is on one device.
+# - **JAX** (`keras.distribution.DataParallel`) treats the batch as one array that happens to lie on several devices.
+#   Sums go over all of it. Every loss is what it is on one device.
 # - **TensorFlow** (`tf.distribute.MirroredStrategy`) computes the loss of each part by itself and averages. For the KR
-#   term that is another function. With `class_proportions`, the share of samples with label 1, the loss is a mean of terms
-#   that depend on one sample each, $-f / p$ or $f / (1 - p)$, and then parts do not matter.
+#   term that is another function. With `class_proportions`, the share of samples with label 1, the loss is a mean of
+#   terms that depend on one sample each, $-f / p$ or $f / (1 - p)$, and then parts do not matter.
 #
-# The expected value is the same in all cases; `class_proportions` has the larger variance, since the number of samples of
-# a class in a batch varies around its expectation.
+# The expected value is the same in all cases; `class_proportions` has the larger variance, since the number of samples
+# of a class in a batch varies around its expectation.
 
 # %%
 share = float(np.mean(y))
@@ -96,8 +96,8 @@ losses = {
 # %% [markdown]
 # ## One device and four
 #
-# On JAX a distribution is set for the whole process before the model is made. On TensorFlow the model is made within the
-# scope of a strategy. `fit` is the same.
+# On JAX a distribution is set for the whole process before the model is made. On TensorFlow the model is made within
+# the scope of a strategy. `fit` is the same.
 
 
 # %%
@@ -132,3 +132,21 @@ for name, (alone, together) in models.items():
     accuracy = [float(np.mean((model.predict(x, batch_size=512, verbose=0)[:, 0] > 0) == y)) for model in models[name]]
     print(f"{name}: constants {constants[name][0]:.6f} and {constants[name][1]:.6f}, ", end="")
     print(f"right on {accuracy[0]:.1%} and {accuracy[1]:.1%}")
+
+# %% [markdown]
+# ## What does not work, and what to do instead
+#
+# - **TensorFlow without `class_proportions`** trains, and its certificate is right, but the loss is not the one that
+#   you asked for: small parts of a batch may even lack a class, and then have no KR term at all. Give the proportions.
+# - **Accuracy of the match.** Sums over parts are added in another order, so kernels agree up to rounding, not bit by
+#   bit. Sorts make two runs drift apart after many steps, as with any network.
+# - **torch.** Keras does not distribute `fit` there. Write the loop yourself with torch's `DistributedDataParallel`,
+#   and call `lip.renormalize(model)` after each step of an optimizer that is not one of Keras.
+# - **Certifying** needs one device: `lip.certify` folds the model, wherever its weights are.
+#
+# ## What to read next
+#
+# - [Tutorial 7](07_serve.md): what becomes of the network once it is trained.
+# - Keras's guide on
+#   [distributed training with JAX](https://keras.io/guides/distributed_training_with_jax/), and TensorFlow's on
+#   [`tf.distribute`](https://www.tensorflow.org/guide/distributed_training).
