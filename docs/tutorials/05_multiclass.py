@@ -157,8 +157,8 @@ plt.show()
 # 1. Say first at which radius you want to be safe, in the units of your input, and what accuracy you cannot do without.
 # 2. Begin with `alpha=50` and a `min_margin` of about that radius.
 # 3. Raise the margin while accuracy allows it, and lower it otherwise. Try factors of 2.
-# 4. If accuracy is still too low, raise `alpha`, or take cross entropy with a large `tau`. Then train longer, and
-#    wider: constrained networks take more of both than ordinary ones.
+# 4. If accuracy is still too low, raise `alpha`, or try cross entropy with a `tau` of about 2 divided by that radius.
+#    Then train longer, and wider: constrained networks take more of both than ordinary ones.
 #
 # While training, `lip.callbacks.CertifyCallback((x_val, y_val), radii=[...])` logs the certified accuracy after each
 # epoch; choose on validation data, and keep the test set for the end.
