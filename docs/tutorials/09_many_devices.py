@@ -83,8 +83,8 @@ def trained(model):
 #   term that is another function. With `class_proportions`, the share of samples with label 1, the loss is a mean of
 #   terms that depend on one sample each, $-f / p$ or $f / (1 - p)$, and then parts do not matter.
 #
-# The expected value is the same in all cases; `class_proportions` has the larger variance, since the number of samples
-# of a class in a batch varies around its expectation.
+# The expected value is the same, as long as no part lacks a class; `class_proportions` has the larger variance, since
+# the number of samples of a class in a batch varies around its expectation.
 
 # %%
 share = float(np.mean(y))
@@ -143,7 +143,8 @@ for name, (alone, together) in models.items():
 #   network. (With `SGD(0.05, momentum=0.9)` instead of `SGD(0.01)`, the kernels above soon have nothing in common.)
 # - **torch.** Keras does not distribute `fit` there. Write the loop yourself with torch's `DistributedDataParallel`,
 #   and call `lip.renormalize(model)` after each step of an optimizer that is not one of Keras.
-# - **Certifying** needs one device: `lip.certify` folds the model, wherever its weights are.
+# - **Certifying** is done in NumPy on the main processor, from the weights wherever they are: there is nothing to
+#   distribute.
 #
 # ## What to read next
 #
