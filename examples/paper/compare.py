@@ -14,6 +14,7 @@ and what each attack found.
 
 import argparse
 import concurrent.futures
+import itertools
 import os
 import pathlib
 import subprocess
@@ -95,12 +96,16 @@ def experiment(name: str, options: argparse.Namespace) -> bool:
     methods = arms(setting, data.outputs)
     # The arms are not among the settings: what is there for the others is not lost when one is changed.
     check_settings(folder / "settings.json", {"size": size, "seed": options.seed, "backend": keras.backend.backend()})
-    print(f"{name}: {len(data.train[0])} images to train on, {len(data.test[0])} to test, {len(methods)} arms", flush=True)
+    print(
+        f"{name}: {len(data.train[0])} images to train on, {len(data.test[0])} to test, {len(methods)} arms", flush=True
+    )
 
     if options.arms:
         unknown = set(options.arms) - {arm.name for arm in methods}
         if unknown:
-            raise SystemExit(f"Of {name} the arms are {', '.join(arm.name for arm in methods)}, not {', '.join(unknown)}.")
+            raise SystemExit(
+                f"Of {name} the arms are {', '.join(arm.name for arm in methods)}, not {', '.join(unknown)}."
+            )
         methods = [arm for arm in methods if arm.name in options.arms]
     elif options.jobs > 1:
         run_in_processes(name, methods, options)
@@ -174,7 +179,7 @@ def is_hkr(arm: Arm) -> bool:
 def radii_of_curves(setting: Setting) -> tuple[float, ...]:
     """Returns the radii of the tables and those half way between."""
     points = [0.0, *setting.eps]
-    middles = [(low + high) / 2 for low, high in zip(points[:-1], points[1:], strict=True)]
+    middles = [(low + high) / 2 for low, high in itertools.pairwise(points)]
     return tuple(sorted({*middles, *setting.eps}))
 
 

@@ -74,7 +74,9 @@ def noise(path: pathlib.Path, name: str, arms: list[str], results: Results, test
     _grid(path, f"{name}: the nearest other answer by DeepFool", columns)
 
 
-def transport(path: pathlib.Path, name: str, arms: list[str], folder: pathlib.Path, test: tuple[Images, Labels]) -> None:
+def transport(
+    path: pathlib.Path, name: str, arms: list[str], folder: pathlib.Path, test: tuple[Images, Labels]
+) -> None:
     """Draws images x, and for each of two arms the gradient of f and x - 2 f(x) grad f(x) / |grad f(x)|^2.
 
     f is the output of a binary net, or the answer's margin over the class that is nearest to a linear model. If the
@@ -87,7 +89,9 @@ def transport(path: pathlib.Path, name: str, arms: list[str], folder: pathlib.Pa
     shown = _one_of_each(labels[:kept], np.ones(len(labels[:kept]), dtype=bool))
     columns.append(("image x", images[shown], None))
     for arm in arms:
-        margins, gradients = margin_gradients(Victim(keras.saving.load_model(folder / arm / "model.keras")), images[shown])
+        margins, gradients = margin_gradients(
+            Victim(keras.saving.load_model(folder / arm / "model.keras")), images[shown]
+        )
         norms = np.sqrt(np.sum(gradients**2, axis=(1, 2, 3)))
         factor = (2 * margins / np.maximum(norms, 1e-12) ** 2)[:, None, None, None]
         columns += [(f"{arm}, gradient", gradients, norms), ("moved along", images[shown] - factor * gradients, None)]

@@ -146,7 +146,10 @@ def _table(found: Findings) -> tuple[list[str], list[list[str]]]:
     header = ["arm", "accuracy", "clean", *(f"{radius:.3g}" for radius in eps)]
     rows = []
     for arm, one in found["arms"].items():
-        lines = {**{f"under {attack}": values for attack, values in one["attacked"].items()}, "certified": one["certified"]}
+        lines = {
+            **{f"under {attack}": values for attack, values in one["attacked"].items()},
+            "certified": one["certified"],
+        }
         lines[f"under the worst of {len(ATTACKS)}"] = lines.pop("under worst")
         rows += [[arm, line, _percent(one["clean"]), *map(_percent, values)] for line, values in lines.items()]
     return header, rows
@@ -173,7 +176,9 @@ def summary(found: Findings) -> str:
     if found["broken"]:
         lines.append(f"\nCERTIFICATES WERE BROKEN, images by attack: {found['broken']}")
     else:
-        lines.append(f"\nNo attack changed an answer within its certified radius; the nearest came to {smallest:.5f} of it")
+        lines.append(
+            f"\nNo attack changed an answer within its certified radius; the nearest came to {smallest:.5f} of it"
+        )
     lines.append(f"Took {found['seconds']:.0f} s, {found['cpu_seconds']:.0f} s of processor time")
     return "\n".join(lines)
 

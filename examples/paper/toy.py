@@ -147,7 +147,9 @@ def classifier(
         "threshold": float(threshold),
         "model": model,
     }
-    print(f"{title}: accuracy {right.mean():.2%}, KR {result['kr']:.3f}, median radius {np.median(radii):.3f}", flush=True)
+    print(
+        f"{title}: accuracy {right.mean():.2%}, KR {result['kr']:.3f}, median radius {np.median(radii):.3f}", flush=True
+    )
     return result
 
 
