@@ -31,6 +31,8 @@ class Setting(NamedTuple):
     Attributes:
         widths: Of the nets.
         batch_size: In training.
+        epochs: Passes over the training set.
+        adversarial_epochs: Those of `Adv`, which learns more slowly: no batch comes twice.
         adversarial_eps: Radius of the l2 ball in which `Adv` is trained.
         tau: Temperature of the log loss of nets of constant 1.
         hinge_margin: Margin of `GNP_hin`.
@@ -41,6 +43,8 @@ class Setting(NamedTuple):
 
     widths: Widths
     batch_size: int
+    epochs: int
+    adversarial_epochs: int
     adversarial_eps: float
     tau: float
     hinge_margin: float
@@ -52,6 +56,8 @@ class Setting(NamedTuple):
 DIGITS = Setting(
     Widths(((16, 3, 1, True),), (64,)),
     batch_size=32,
+    epochs=4,
+    adversarial_epochs=4,
     adversarial_eps=0.5,
     tau=10.0,
     hinge_margin=0.4,
@@ -63,10 +69,12 @@ MNIST = Setting(
     # That of the quickstart. An l2-norm pooling after its convolution costs hKR 17 points at a radius of 1.58.
     Widths(((16, 4, 2, False),), (128, 128)),
     batch_size=256,
+    epochs=4,
+    adversarial_epochs=8,
     adversarial_eps=1.5,
     tau=10.0,
     hinge_margin=1.0,
-    hkr=((50.0, 1.0), (50.0, 1.4), (50.0, 2.0)),
+    hkr=((50.0, 1.0), (50.0, 2.0)),
     eps=(0.5, 1.0, 1.5, 2.0, 2.5, 3.0),
     large_eps=(1.5, 2.0, 2.5, 3.0),
 )
@@ -75,7 +83,9 @@ SETTINGS = {
     "digits-0-8": DIGITS,
     "mnist": MNIST,
     # The net of the paper for two digits is dense.
-    "mnist-0-8": MNIST._replace(widths=Widths((), (128, 64, 32)), hkr=((10.0, 1.0), (10.0, 3.0), (50.0, 3.0))),
+    "mnist-0-8": MNIST._replace(
+        widths=Widths((), (128, 64, 32)), epochs=8, hkr=((10.0, 1.0), (10.0, 3.0), (50.0, 3.0))
+    ),
     "fashion_mnist": MNIST._replace(
         adversarial_eps=1.0,
         hinge_margin=0.5,
@@ -163,8 +173,9 @@ def network(kind: Kind, widths: Widths, shape: tuple[int, ...], outputs: int) ->
     return keras.Sequential([*layers, dense(outputs)], name=kind)
 
 
-def train(arm: Arm, setting: Setting, data: Data, epochs: int, seed: int, say: Callable[[str], None]) -> keras.Model:
-    """Returns the plain Keras model that the trained net folds to."""
+def train(arm: Arm, setting: Setting, data: Data, times: int, seed: int, say: Callable[[str], None]) -> keras.Model:
+    """Returns the plain Keras model that the net folds to after so many `times` the epochs of the setting."""
+    epochs = times * (setting.adversarial_epochs if arm.adversarial else setting.epochs)
     keras.utils.set_random_seed(seed)
     images, labels = data.train
     model = network(arm.kind, setting.widths, images.shape[1:], data.outputs)

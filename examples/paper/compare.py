@@ -40,7 +40,7 @@ class Size(NamedTuple):
     """How much is done.
 
     Attributes:
-        epochs: Passes over the training set.
+        times_epochs: How many times the epochs of the dataset's setting nets train.
         train_images: The largest number of images to train on; None for all.
         attacked_images: Test images that all attacks are tried on, for the curves.
         all_images: Test images that nets with the hinge-KR loss are attacked on by FGSM, by DeepFool and within their
@@ -48,7 +48,7 @@ class Size(NamedTuple):
         effort: How hard attacks try.
     """
 
-    epochs: int
+    times_epochs: int
     train_images: int | None
     attacked_images: int
     all_images: int | None
@@ -56,9 +56,9 @@ class Size(NamedTuple):
 
 
 SIZES = {
-    "tiny": Size(4, None, 30, 60, Effort(5, 5, 2, 3)),
-    "default": Size(8, None, 1000, None, Effort(20, 30, 5, 15)),
-    "full": Size(30, None, 10000, None, Effort(50, 50, 9, 50)),
+    "tiny": Size(1, None, 30, 60, Effort(5, 5, 2, 3)),
+    "default": Size(1, None, 1000, None, Effort(20, 30, 5, 15)),
+    "full": Size(4, None, 10000, None, Effort(50, 50, 9, 50)),
 }
 # What an attack makes of some images, given the classes to get away from and where in the test set they are.
 Trial = Callable[[Images, Labels, slice], Images]
@@ -80,7 +80,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="default", help="how much is done (default: %(default)s)")
     parser.add_argument("--output", default="paper-output", help="folder for the results (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of kernels, batches and attacks (default: %(default)s)")
-    parser.add_argument("--arms", nargs="+", help="only these, without a report")
+    parser.add_argument("--arms", nargs="+", help="only these")
+    parser.add_argument("--no-report", action="store_true", help="only train and attack")
     parser.add_argument("--jobs", type=int, default=1, help="arms at a time (default: %(default)s)")
     parser.add_argument("--download", action="store_true", help="let tensorflow-datasets download images")
     options = parser.parse_args()
@@ -94,7 +95,6 @@ def experiment(name: str, options: argparse.Namespace) -> bool:
     size, setting, folder = SIZES[options.size], SETTINGS[name], pathlib.Path(options.output) / name
     data = load(name, size.train_images, options.download)
     methods = arms(setting, data.outputs)
-    # The arms are not among the settings: what is there for the others is not lost when one is changed.
     check_settings(folder / "settings.json", {"size": size, "seed": options.seed, "backend": keras.backend.backend()})
     print(
         f"{name}: {len(data.train[0])} images to train on, {len(data.test[0])} to test, {len(methods)} arms", flush=True
@@ -107,10 +107,10 @@ def experiment(name: str, options: argparse.Namespace) -> bool:
                 f"Of {name} the arms are {', '.join(arm.name for arm in methods)}, not {', '.join(unknown)}."
             )
         methods = [arm for arm in methods if arm.name in options.arms]
-    elif options.jobs > 1:
+    if options.jobs > 1:
         run_in_processes(name, methods, options)
     results = {arm.name: run_arm(arm, setting, data, size, folder / arm.name, options.seed) for arm in methods}
-    if options.arms:
+    if options.no_report:
         return True
     findings = report.findings(name, setting, results, data.test[1])
     report.write(folder, findings)
@@ -125,7 +125,7 @@ def run_in_processes(name: str, methods: list[Arm], options: argparse.Namespace)
     environment = {"OMP_NUM_THREADS": "1", **os.environ}
 
     def run(arm: Arm) -> int:
-        command = [sys.executable, "-m", "examples.paper.compare", *shared, "--arms", arm.name]
+        command = [sys.executable, "-m", "examples.paper.compare", *shared, "--no-report", "--arms", arm.name]
         return subprocess.run(command, env=environment, check=False).returncode
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
@@ -135,12 +135,18 @@ def run_in_processes(name: str, methods: list[Arm], options: argparse.Namespace)
 
 def run_arm(arm: Arm, setting: Setting, data: Data, size: Size, folder: pathlib.Path, seed: int) -> dict[str, Arrays]:
     """Trains, certifies and attacks, as far as that is not done yet. Returns what was found by the names of files."""
-    start = time.monotonic()
+    start, curve = time.monotonic(), radii_of_curves(setting)
+    own = {"loss": arm.loss().get_config(), "widths": setting.widths, "batch_size": setting.batch_size, "eps": curve}
+    if arm.adversarial:
+        own |= {"epochs": setting.adversarial_epochs, "adversarial_eps": setting.adversarial_eps}
+    else:
+        own |= {"epochs": setting.epochs}
+    check_settings(folder / "settings.json", own)
 
     def say(text: str) -> None:
         print(f"  {folder.parent.name} {arm.name} {time.monotonic() - start:4.0f} s: {text}", flush=True)
 
-    model, seconds = kept_model(folder / "model.keras", lambda: train(arm, setting, data, size.epochs, seed, say))
+    model, seconds = kept_model(folder / "model.keras", lambda: train(arm, setting, data, size.times_epochs, seed, say))
     images, labels = data.test
     found = {
         "training": {key: np.array(value) for key, value in seconds.items()},
@@ -153,7 +159,7 @@ def run_arm(arm: Arm, setting: Setting, data: Data, size: Size, folder: pathlib.
     certified = ", ".join(f"{share:.1%} at {eps:.3g}" for share, eps in zip(shares, setting.eps, strict=True))
     say(f"clean {np.mean(right):.1%}, certified {certified}")
 
-    victim, curve = Victim(model), radii_of_curves(setting)
+    victim = Victim(model)
     trials: dict[str, Trial] = {
         name: lambda part, own, _, attack=attack: attack(victim, part, own, curve, size.effort)  # type: ignore[misc]
         for name, attack in ATTACKS.items()

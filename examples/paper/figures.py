@@ -23,9 +23,9 @@ def draw(folder: pathlib.Path, name: str, setting: Setting, found: Findings, res
     """Draws curves.png, noise.png and transport.png."""
     curves(folder / "curves.png", name, setting, results, data.test[1])
     # Adv, and of hKR the arm of the largest margin.
-    arms = ["Adv", [arm for arm in results if arm.startswith("hKR")][-1]]
-    noise(folder / "noise.png", name, arms, results, data.test)
-    transport(folder / "transport.png", name, arms, folder, data.test)
+    if arms := [arm for arm in results if arm == "Adv"] + [arm for arm in results if arm.startswith("hKR")][-1:]:
+        noise(folder / "noise.png", name, arms, results, data.test)
+        transport(folder / "transport.png", name, arms, folder, data.test)
 
 
 def save(figure: Any, path: pathlib.Path, dpi: int = 110) -> None:
@@ -53,7 +53,7 @@ def curves(path: pathlib.Path, name: str, setting: Setting, results: Results, la
         axis.set_title(titles.get(panel, panel), fontsize=10)
         axis.grid(alpha=0.3)
     axes[0, 0].set(xlim=(0, limits[-1]), ylim=(0, 100))
-    figure.supxlabel("eps, l2, pixels in [0, 1]", fontsize=10)
+    axes[1, 1].set_xlabel("eps, l2, pixels in [0, 1]", fontsize=10)
     figure.supylabel("accuracy (% of images)", fontsize=10)
     figure.suptitle(f"{name}: accuracy under attack", fontsize=11)
     handles, names = axes[0, 0].get_legend_handles_labels()
@@ -62,7 +62,7 @@ def curves(path: pathlib.Path, name: str, setting: Setting, results: Results, la
 
 
 def noise(path: pathlib.Path, name: str, arms: list[str], results: Results, test: tuple[Images, Labels]) -> None:
-    """Draws images, and for each of two arms what DeepFool made of them and the noise that it added."""
+    """Draws images, and for each of some arms what DeepFool made of them and the noise that it added."""
     images, labels = test
     kept = min(len(results[arm]["DeepFool"]["moved"]) for arm in arms)
     distances = np.stack([wrong_distances(results[arm], labels, "DeepFool")[:kept] for arm in arms])
@@ -77,7 +77,7 @@ def noise(path: pathlib.Path, name: str, arms: list[str], results: Results, test
 def transport(
     path: pathlib.Path, name: str, arms: list[str], folder: pathlib.Path, test: tuple[Images, Labels]
 ) -> None:
-    """Draws images x, and for each of two arms the gradient of f and x - 2 f(x) grad f(x) / |grad f(x)|^2.
+    """Draws images x, and for each of some arms the gradient of f and x - 2 f(x) grad f(x) / |grad f(x)|^2.
 
     f is the output of a binary net, or the answer's margin over the class that is nearest to a linear model. If the
     gradient has norm 1, as it has almost everywhere for the net that attains the KR distance, this is the paper's x - c
@@ -119,7 +119,7 @@ def _one_of_each(labels: Labels, allowed: Any) -> Labels:
     for label in labels:
         seen[int(label)] = seen.get(int(label), -1) + 1
         turns.append(seen[int(label)])
-    order = np.lexsort((np.arange(len(labels)), turns))
+    order = np.argsort(turns, kind="stable")
     return order[allowed[order]][:EXAMPLES].astype(np.int64)
 
 

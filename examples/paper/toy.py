@@ -32,20 +32,27 @@ Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Sampler = Callable[[np.random.Generator, int], tuple[Array, Array]]
 
-ALPHAS, MARGINS = (1.0, 10.0, 100.0), (0.1, 0.3, 0.6)
-
 
 class Size(NamedTuple):
-    """Attributes:
-    steps: Training steps of each net.
-    samples: Points to train on, and as many to test on.
+    """How much is done.
+
+    Attributes:
+        steps: Training steps of each net.
+        samples: Points to train on, and as many to test on.
+        alphas: Weights of the hinge. With the last of them and the second margin hinge-KR is drawn beside KR.
+        margins: Margins.
     """
 
     steps: int
     samples: int
+    alphas: tuple[float, ...]
+    margins: tuple[float, ...]
 
 
-SIZES = {"tiny": Size(10, 200), "default": Size(250, 4000)}
+SIZES = {
+    "tiny": Size(10, 200, (10.0,), (0.1, 0.3)),
+    "default": Size(250, 4000, (1.0, 10.0, 100.0), (0.1, 0.3, 0.6)),
+}
 
 
 class Problem(NamedTuple):
@@ -79,9 +86,9 @@ def main() -> None:
     grid = [
         [
             classifier(f"alpha {a:g}, margin {m:g}", lip.losses.HingeKR(a, m), train, test, size, options.seed)
-            for m in MARGINS
+            for m in size.margins
         ]
-        for a in ALPHAS
+        for a in size.alphas
     ]
     hinge_kr = grid[-1][1]
     draw_levels(output / "kr_and_hkr.png", [[kr, {**hinge_kr, "title": f"hinge-KR, {hinge_kr['title']}"}]], test)
