@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
 
 import deel_like_lip as lip
 from examples.paper import compare, toy
@@ -45,13 +46,14 @@ def test_toy_figures(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("problem", toy.PROBLEMS, ids=lambda problem: problem.name)
 def test_the_w1_of_toy_problems_is_what_they_say(problem, rng):
-    """Optimal transport between equal numbers of samples is an assignment: it comes near the truth, from above."""
-    first, second = (part.reshape(500, -1).astype("float64") for part in problem.sample(rng, 500))
-    costs = np.linalg.norm(first[:, None] - second[None], axis=2)
+    """Optimal transport between equal numbers of samples is an assignment."""
+    count = 500 if len(problem.shape) == 3 else 1500
+    first, second = (part.reshape(count, -1).astype("float64") for part in problem.sample(rng, count))
+    costs = cdist(first, second)
     exact = costs[linear_sum_assignment(costs)].mean()
-    assert exact > 0.93 * problem.truth
-    if first.shape[1] == 1 or problem.shape == (32, 32, 1):  # in more dimensions 500 samples are few
-        assert exact < 1.07 * problem.truth
+    assert exact > 0.95 * problem.truth
+    if first.shape[1] == 1 or len(problem.shape) == 3:  # in more dimensions so few samples are far apart
+        assert exact < 1.05 * problem.truth
 
 
 @needs_art

@@ -11,7 +11,7 @@ import deel_like_lip as lip
 from examples.paper.arms import Setting
 from examples.paper.attacks import ATTACKS, Victim
 from examples.paper.data import Data, Images, Labels
-from examples.paper.report import Findings, Results, certified_distances, wrong_distances
+from examples.paper.report import Results, certified_distances, wrong_distances
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 EXAMPLES = 5
 
 
-def draw(folder: pathlib.Path, name: str, setting: Setting, found: Findings, results: Results, data: Data) -> None:
+def draw(folder: pathlib.Path, name: str, setting: Setting, results: Results, data: Data) -> None:
     """Draws curves.png, noise.png and transport.png."""
     curves(folder / "curves.png", name, setting, results, data.test[1])
     # Adv, and of hKR the arm of the largest margin.
