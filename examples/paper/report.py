@@ -130,29 +130,21 @@ def _verdict(setting: Setting, of_arms: Findings) -> list[Findings]:
 
 
 def write(folder: pathlib.Path, found: Findings) -> None:
-    """Writes results.json, table.md and table.csv."""
+    """Writes results.json, table.csv with all accuracies, and table.md with those that count in the end."""
     write_text(folder / "results.json", json.dumps(found, indent=2))
-    header, rows = _table(found)
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    write_text(folder / "table.csv", text.getvalue())
-    lines = [header, ["---"] * len(header), *rows]
-    write_text(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
-
-
-def _table(found: Findings) -> tuple[list[str], list[list[str]]]:
-    """Returns the accuracies in percent: clean, then for each attack and each eps."""
-    eps = found["eps"]
-    header = ["arm", "accuracy", "clean", *(f"{radius:.3g}" for radius in eps)]
-    rows = []
+    eps = [f"{radius:.3g}" for radius in found["eps"]]
+    rows, lines = [["arm", "accuracy", "clean", *eps]], [["", "clean", *eps], ["---"] * (len(eps) + 2)]
     for arm, one in found["arms"].items():
-        lines = {
-            **{f"under {attack}": values for attack, values in one["attacked"].items()},
-            "certified": one["certified"],
-        }
-        lines[f"under the worst of {len(ATTACKS)}"] = lines.pop("under worst")
-        rows += [[arm, line, _percent(one["clean"]), *map(_percent, values)] for line, values in lines.items()]
-    return header, rows
+        clean, certified = _percent(one["clean"]), [_percent(share) for share in one["certified"]]
+        for attack, shares in one["attacked"].items():
+            rows.append([arm, f"under {attack}", clean, *map(_percent, shares)])
+        rows.append([arm, "certified", clean, *certified])
+        lines.append([arm, clean, *map(_percent, one["attacked"]["worst"])])
+        lines.append([f"{arm}, certified", "", *certified])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_text(folder / "table.csv", text.getvalue())
+    write_text(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
 def summary(found: Findings) -> str:

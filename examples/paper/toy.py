@@ -18,15 +18,13 @@ from typing import Any, NamedTuple
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings
 
 import keras
-import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 
 import deel_like_lip as lip
+from examples.paper.figures import save
 from examples.paper.store import write_text
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -180,8 +178,7 @@ def draw_levels(path: pathlib.Path, grid: list[list[dict[str, Any]]], test: tupl
         axis.set_title(f"{one['title']}: {100 * one['accuracy']:.1f} %", fontsize=9)
         axis.set(xticks=[], yticks=[], aspect="equal")
     figure.colorbar(shades, ax=axes, label="f", shrink=0.8)
-    figure.savefig(path, dpi=90)
-    plt.close(figure)
+    save(figure, path, dpi=90)
 
 
 def estimate_w1(problem: Problem, size: Size, seed: int) -> dict[str, Any]:
