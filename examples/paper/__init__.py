@@ -1,0 +1,1 @@
+"""The experiments of the hinge-KR paper: `toy` for its figures, `compare` for its comparison of methods."""
