@@ -568,8 +568,10 @@ def certify_plain(
     names = list(names or output_names(plain))
     tasks = _tasks(task, names)
     shapes = [tuple(tensor.shape[1:]) for tensor in plain.outputs]
-    for name, shape in zip(names, shapes, strict=True):
+    for name, shape, tensor in zip(names, shapes, plain.outputs, strict=True):
         _check_task(plain, name, tasks[name], shape)
+        if tasks[name] in ("binary", "multilabel") or (tasks[name] is None and shape == (1,)):
+            _check_signs(plain, name, tensor)
     bound = bound_graph(plain, rounding=rounding == "sound", verbose=verbose)
     heads = tuple(
         _head(name, tasks[name], shape, output)
@@ -641,6 +643,35 @@ def _check_task(plain: keras.Model, name: str, task: Task | None, shape: tuple[i
         f"`certify` expects an output of shape {expected} for task=\"{task}\". Received: the output '{name}' of "
         f"'{plain.name}', of shape {(None, *shape)}"
     )
+
+
+# Names of activations and operations whose result is never negative.
+_POSITIVE = {
+    "sigmoid",
+    "hardsigmoid",
+    "softmax",
+    "softplus",
+    "exponential",
+    "exp",
+    "relu",
+    "relu6",
+    "square",
+    "absolute",
+}
+
+
+def _check_signs(plain: keras.Model, name: str, output: Any) -> None:
+    """Refuses an output that has one sign only: radii for it would not tell where it crosses any other threshold."""
+    last = output._keras_history.operation
+    activation = getattr(last, "activation", None)
+    kind = type(last).__name__ if activation is None else getattr(activation, "__name__", type(activation).__name__)
+    if kind.lower().replace("_", "") in _POSITIVE:
+        raise ValueError(
+            f'`certify` expects an output whose sign is the answer, as for one output and task="multilabel". End the '
+            "model with the logit, before the activation (`layer.activation = keras.activations.linear`; a probability "
+            'above 0.5 is a logit above 0), or pass task="regression". Received: the output '
+            f"'{name}' of '{plain.name}', which ends in {kind} and is never negative"
+        )
 
 
 def _head(name: str, task: Task | None, shape: tuple[int | None, ...], bound: OutputBound) -> Head:

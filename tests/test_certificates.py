@@ -404,3 +404,22 @@ DAMAGED = {
 def test_damaged_certificates_are_refused(text, words):
     with pytest.raises(CertificateError, match=f"not a certificate that can be used: .*{words}"):
         lip.Certificate.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("units", "last", "task"),
+    [
+        (1, lambda: keras.layers.Dense(1, "sigmoid"), None),
+        (1, lambda: keras.layers.Dense(1, "relu"), "binary"),
+        (3, lambda: keras.layers.Activation("hard_sigmoid"), "multilabel"),
+        (3, lambda: keras.layers.ReLU(), "multilabel"),
+    ],
+)
+def test_outputs_of_one_sign_have_no_radius(units, last, task):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(units), last()])
+    with pytest.raises(ValueError, match="never negative"):
+        lip.certify(model, task=task)
+    regression = lip.certify(model, task="regression")
+    assert regression.lipschitz_constant < np.inf
+    if units > 1:
+        lip.certify(model, task="multiclass")
