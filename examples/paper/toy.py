@@ -1,6 +1,6 @@
 """The paper's toy figures: where the Kantorovich-Rubinstein (KR) classifier fails, and what the hinge changes.
 
-    python -m examples.paper.toy    # in a clone, with the extra `examples`: under a minute, on any backend
+    python -m examples.paper.toy    # in a clone, with the extra `examples`: about a minute, on any backend
 
 Two moons, 1-Lipschitz nets of orthogonal layers and FullSort. Draws kr_and_hkr.png, the paper's figures 1 and 2 side by
 side, and parameters.png, the effect of alpha (the paper's lambda) and of the margin, both with level sets. Estimates W1
