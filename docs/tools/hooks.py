@@ -26,25 +26,22 @@ SCRIPTS = sorted((ROOT / "docs/tutorials").glob("[0-9]*.py"))
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Fills in the tutorials, and leaves out pages that are not written yet."""
-    config.nav = _existing(config.nav)
+    """Fills in the tutorials."""
+    config.nav = _with_tutorials(config.nav)
     return config
 
 
-def _existing(entry: Any) -> Any:
-    """Returns a part of the navigation with what there is of it."""
+def _with_tutorials(entry: Any) -> Any:
+    """Returns a part of the navigation with a page for each tutorial where it says so."""
     if isinstance(entry, list):
         listed: list[Any] = []
         for part in entry:
             if part == "tutorials/*":
                 listed += [{tutorials.title(path): f"tutorials/{path.stem}.md"} for path in SCRIPTS]
-            elif kept := _existing(part):
-                listed.append(kept)
+            else:
+                listed.append(_with_tutorials(part))
         return listed
-    if isinstance(entry, dict):
-        parts = {name: _existing(value) for name, value in entry.items()}
-        return {name: value for name, value in parts.items() if value}
-    return None if entry in ("paper.md", "records.md") and not (ROOT / "docs" / entry).is_file() else entry
+    return {name: _with_tutorials(value) for name, value in entry.items()} if isinstance(entry, dict) else entry
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
