@@ -6,7 +6,7 @@
 # wrote for that. You will
 #
 # - wrap a Keras model for ART;
-# - break an ordinary network by changes that are hardly visible;
+# - break an ordinary network that is as accurate, far below what the certified one withstands;
 # - attack a certified one, find no answer that changes within its radius, and see how near the attack comes.
 #
 # ART needs a backend that it knows: TensorFlow or torch (`pip install "deel-like-lip[attacks]"`).
@@ -200,8 +200,8 @@ lip.plot_certified_accuracy(limits, certified, under_attack, unit="pixels in [0,
 plt.show()
 
 # %% [markdown]
-# And this is how it looks. What fools the ordinary network is a faint change. For the other one, the digit has to be
-# repainted.
+# And this is how it looks: the nearest change that was found for each network. What the 1-Lipschitz one needs is
+# larger, and it is known that nothing smaller than its radius does.
 
 # %%
 figure, axes = plt.subplots(3, 8, figsize=(9, 3.9), layout="constrained")

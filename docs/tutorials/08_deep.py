@@ -148,7 +148,7 @@ plt.show()
 
 # %% [markdown]
 # On images as small as these a dense network is hard to beat; convolutions pay on larger ones. What the table shows is
-# that nothing is lost with depth: the constant that is found at images is close to the one that is certified.
+# how little is lost with depth: the constant that is found at images is not far below the one that is certified.
 #
 # ## Before serving: fold
 #
