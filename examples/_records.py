@@ -15,7 +15,7 @@ import numpy as np
 import deel_like_lip as lip
 from examples.quickstart import Images, Labels
 
-HELD_OUT = 0.08  # of the training images, by --validate
+HELD_OUT = 1 / 12  # of the training images, by --validate
 Data = tuple[tuple[Images, Labels], tuple[Images, Labels]]
 
 
@@ -100,7 +100,7 @@ def parse_arguments(problem: Problem, description: str, output: str) -> argparse
     parser.add_argument("--seeds", type=int, default=3, help="nets of each recipe (default: %(default)s)")
     parser.add_argument("--epochs", type=int, help="instead of the recipe's own")
     parser.add_argument(
-        "--validate", action="store_true", help=f"hold out {HELD_OUT:.0%} of the training images and report on these"
+        "--validate", action="store_true", help="hold out the last twelfth of the training images, and report on it"
     )
     datasets = list(problem.datasets)
     parser.add_argument("--dataset", choices=datasets, default=datasets[0], help="default: %(default)s")
