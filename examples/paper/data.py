@@ -89,13 +89,13 @@ def _prepared(read: Any, name: str, limit: int | None, download: bool) -> Parts:
         import tensorflow_datasets as tfds
     except ModuleNotFoundError as error:
         raise SystemExit(f"{name} comes from tensorflow-datasets: pip install 'deel-like-lip[examples]'") from error
+    folder = os.environ.get("TFDS_DATA_DIR", str(pathlib.Path("~/tensorflow_datasets").expanduser()))
     try:
-        builder = tfds.builder(name)
+        builder = tfds.builder(name, data_dir=folder)
         if download:
             builder.download_and_prepare()
         parts: Parts = (read(builder, "train", limit), read(builder, "test", None))
     except Exception as error:  # of many kinds: no network, no space, a checksum, a quota of the host
-        folder = os.environ.get("TFDS_DATA_DIR", str(pathlib.Path("~/tensorflow_datasets").expanduser()))
         raise SystemExit(
             f"tensorflow-datasets has no {name} that could be read from {folder}. Let it download the images with "
             f"--download, or set TFDS_DATA_DIR to where they are prepared. It said: {error}"
