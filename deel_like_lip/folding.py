@@ -186,6 +186,8 @@ def _copy(layer: Any) -> Callable[..., Any]:
         outputs = copy(*args, **kwargs)
         if not called:
             copy.set_weights(weights)
+            if isinstance(copy, keras.layers.Normalization):
+                copy.finalize_state()  # what it computes with is taken from the weights that `adapt` has set
             called = True
         return fold(outputs) if fold is not None else outputs
 

@@ -224,3 +224,13 @@ def test_a_fold_shares_no_name_with_other_layers():
     keras.backend.clear_session()  # names are counted from the start again, as where a saved model is loaded
     plain = lip.vanilla_model(model)
     assert np.isfinite(to_numpy(plain(np.ones((1, 4, 4, 2), "float32")))).all()
+
+
+def test_adapted_normalization_keeps_its_statistics(rng):
+    data = (rng.normal(size=(100, 4)) * [1, 10, 0.1, 5] + 3).astype("float32")
+    normalization = keras.layers.Normalization()
+    normalization.adapt(data)
+    model = keras.Sequential([keras.Input((4,)), normalization, lip.layers.SpectralDense(3)])
+    plain = lip.vanilla_model(model)
+    np.testing.assert_allclose(plain.predict(data, verbose=0), model.predict(data, verbose=0), atol=1e-4)
+    assert lip.certify(model).lipschitz_constant >= lip.empirical_lipschitz(model, data[:16])
