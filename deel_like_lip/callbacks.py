@@ -12,7 +12,7 @@ import numpy as np
 
 from deel_like_lip.certificates import Certificate, Rounding, Task, certify_plain, checked_radii, output_names
 from deel_like_lip.evaluation import check_answers, checked_count, evaluate
-from deel_like_lip.folding import vanilla_model
+from deel_like_lip.folding import set_weights, vanilla_model
 from deel_like_lip.renormalization import renormalize
 
 
@@ -403,7 +403,7 @@ class CertifyCallback(keras.callbacks.Callback):
         plain = vanilla_model(self.model)
         random.setstate(state)  # Keras draws the seeds of the new layers' initializers
         if self._plain is not None and _recipe(plain) == _recipe(self._plain):
-            self._plain.set_weights(plain.get_weights())
+            set_weights(self._plain, plain.get_weights())
         else:
             self._plain = plain
 

@@ -1,6 +1,6 @@
 """Folding: the same predictions with built-in Keras layers and ops only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -185,13 +185,22 @@ def _copy(layer: Any) -> Callable[..., Any]:
         nonlocal called
         outputs = copy(*args, **kwargs)
         if not called:
-            copy.set_weights(weights)
-            if isinstance(copy, keras.layers.Normalization):
-                copy.finalize_state()  # what it computes with is taken from the weights that `adapt` has set
+            set_weights(copy, weights)
             called = True
         return fold(outputs) if fold is not None else outputs
 
     return folded
+
+
+def set_weights(layer: Any, weights: Sequence[Any]) -> None:
+    """Sets the weights of a plain layer or model such that it computes with them.
+
+    `Normalization` computes with what it has taken from its weights, which `keras.Model.set_weights` leaves as it was.
+    """
+    layer.set_weights(weights)
+    for part in layer._flatten_layers():
+        if isinstance(part, keras.layers.Normalization):
+            part.finalize_state()
 
 
 def _definer(thing: Any, method: str) -> type:

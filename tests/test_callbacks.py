@@ -620,3 +620,16 @@ def test_the_recipe_of_a_fold(change, same):
         return keras.Model(inputs, inner(hidden), name="net")
 
     assert (callbacks._recipe(fold()) == callbacks._recipe(fold(**change))) == same
+
+
+def test_certify_callback_follows_a_normalization_that_is_adapted_again(rng):
+    data, labels = (rng.normal(size=(32, 4)) * [1, 10, 0.1, 5]).astype("float32"), rng.integers(0, 3, 32)
+    normalization = keras.layers.Normalization()
+    normalization.adapt(data)
+    model = keras.Sequential([keras.Input((4,)), normalization, layers.SpectralDense(3)])
+    callback = callbacks.CertifyCallback((data, labels), [0.1])
+    for scale in (1, 7):
+        normalization.adapt(scale * data)
+        model.compile("sgd", losses.MulticlassHKR())
+        model.fit(data, labels, verbose=0, callbacks=[callback])
+        assert callback.certificate.lipschitz_constant == lip.certify(model).lipschitz_constant
