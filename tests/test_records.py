@@ -26,7 +26,7 @@ def records(problem, folder, monkeypatch, capsys, *arguments):
 
 
 def test_mnist_records_on_digits(tmp_path, monkeypatch, capsys):
-    arguments = ("--dataset", "digits", "--recipes", "radius", "--epochs", "15")
+    arguments = ("--dataset", "digits", "--recipes", "balance", "--epochs", "30")
     shares, model = records(mnist_records.PROBLEM, tmp_path, monkeypatch, capsys, *arguments)
     assert shares[0] > 85
     assert shares == sorted(shares, reverse=True)
