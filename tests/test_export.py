@@ -68,10 +68,13 @@ np.savez(folder / "answers.npz", **answers)
 
 
 def images():
+    normalization = keras.layers.Normalization()
+    normalization.adapt(np.random.default_rng(4).normal([0.5, -0.2], [0.7, 1.5], size=(8, 8, 8, 2)).astype("float32"))
     return keras.Sequential(
         [
             keras.Input((8, 8, 2)),
             keras.layers.Rescaling(0.5, offset=0.1),
+            normalization,
             layers.LipConv2D(8, 3, padding="circular", strides=2, activation=layers.GroupSort2()),
             layers.LipConv2D(8, 3, padding="same", activation=layers.MaxMin()),
             layers.ScaledL2NormPooling2D(),
