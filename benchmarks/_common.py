@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,7 +50,15 @@ def machine() -> str:
     if info.exists():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         name = names[0] if names else name
-    return f"{name}, {os.cpu_count()} cores"
+    return ", ".join([f"{name}, {os.cpu_count()} cores", *accelerators()])
+
+
+def accelerators() -> list[str]:
+    """Returns the names of NVIDIA's cards, which are the only ones asked for."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\n")[:-1]
 
 
 def versions() -> dict[str, str]:
