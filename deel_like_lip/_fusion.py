@@ -1,4 +1,4 @@
-"""Parts of a computation that are compiled by themselves, on the backend where that pays."""
+"""How the backend computes a part of a computation: compiled by itself where that pays, in full precision."""
 
 import contextlib
 import functools
@@ -22,6 +22,19 @@ def one_pass() -> contextlib.AbstractContextManager[None]:
         if not tensorflow.executing_eagerly():
             scope: contextlib.AbstractContextManager[None] = tensorflow.xla.experimental.jit_scope()
             return scope
+    return contextlib.nullcontext()
+
+
+def full_precision() -> contextlib.AbstractContextManager[None]:
+    """Has JAX keep all digits in float32 products of the block, which it shortens to ten bits (TF32) on many GPUs.
+
+    Torch keeps them unless told otherwise. TensorFlow has one switch for a whole process, which is the user's.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        precision: contextlib.AbstractContextManager[None] = jax.default_matmul_precision("highest")
+        return precision
     return contextlib.nullcontext()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from deel_like_lip._fusion import full_precision
 from deel_like_lip._typing import Tensor
 from deel_like_lip.layers.base import ConstrainedKernel
 from deel_like_lip.parametrizations import Parametrization
@@ -52,7 +53,9 @@ def constrained_layers(model: keras.Model) -> Iterator[ConstrainedKernel]:
 
 
 def _project_all(parametrizations: tuple[Parametrization, ...], kernels: Sequence[Tensor]) -> list[Tensor]:
-    return [parametrization.project(kernel) for parametrization, kernel in zip(parametrizations, kernels, strict=True)]
+    pairs = zip(parametrizations, kernels, strict=True)
+    with full_precision():
+        return [parametrization.project(kernel) for parametrization, kernel in pairs]
 
 
 @functools.cache

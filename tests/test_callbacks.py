@@ -191,6 +191,23 @@ def test_renormalize_of_a_model_that_is_not_built():
         lip.renormalize(keras.Sequential([layers.SpectralDense(3)]))
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="the other backends have no precision of products to set")
+def test_renormalize_multiplies_in_full_precision_on_any_device():
+    convolution, *dense = (
+        layers.LipConv2D(4, 3),
+        layers.SpectralDense(3),
+        layers.SpectralDense(3, parametrization="spectral"),
+    )
+    model = keras.Sequential([keras.Input((6, 6, 2)), convolution, keras.layers.Flatten(), *dense])
+    found = list(lip.renormalization.constrained_layers(model))
+    kernels = [layer.stored_kernel.value for layer in found]
+    projection = lip.renormalization._compiled_projection()
+    program = projection.lower(tuple(layer.parametrization for layer in found), kernels).as_text()
+    products = [line for line in program.splitlines() if "dot_general" in line]
+    assert len(products) > 10
+    assert all("[HIGHEST, HIGHEST]" in product for product in products)
+
+
 class OwnStep(keras.Sequential):
     """A model that trains by a rule of its own, which no constraint of Keras sees."""
 
