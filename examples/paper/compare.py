@@ -30,7 +30,7 @@ import numpy as np
 
 import deel_like_lip as lip
 from examples.paper import figures, report
-from examples.paper.arms import SETTINGS, Arm, Setting, arms, train
+from examples.paper.arms import SETTINGS, Arm, Setting, arms, optimizer, train
 from examples.paper.attacks import ATTACKS, BATCH_SIZE, Effort, Victim, answers, within
 from examples.paper.data import DATASETS, Data, Images, Labels, load
 from examples.paper.store import Arrays, check_settings, kept_arrays, kept_model
@@ -137,6 +137,7 @@ def run_arm(arm: Arm, setting: Setting, data: Data, size: Size, folder: pathlib.
     """Trains, certifies and attacks, as far as that is not done yet. Returns what was found by the names of files."""
     start, curve = time.monotonic(), radii_of_curves(setting)
     own = {"loss": arm.loss().get_config(), "widths": setting.widths, "batch_size": setting.batch_size, "eps": curve}
+    own |= {"optimizer": type(optimizer(arm.kind, steps=1)).__name__}
     if arm.adversarial:
         own |= {"epochs": setting.adversarial_epochs, "adversarial_eps": setting.adversarial_eps}
     else:
