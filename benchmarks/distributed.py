@@ -146,7 +146,8 @@ def projection(options: argparse.Namespace, spread: dict[str, Callable[[], Any]]
         maps = [layer.parametrization for layer in layers]
         places = [kernel.sharding for kernel in kernels[name]]
         project = jax.jit(
-            lambda values, maps=maps: [one(value) for one, value in zip(maps, values, strict=True)], out_shardings=places
+            lambda values, maps=maps: [one(value) for one, value in zip(maps, values, strict=True)],
+            out_shardings=places,
         )
         compiled[name] = project.lower(kernels[name]).compile()
 

@@ -16,14 +16,10 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-DEVICES, PROCESSES = 8, 2
-# Devices that are parts of one processor wait for each other in its threads: by default there may be too few of them.
-THREADS = 8 * DEVICES
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings
-# For JAX, before it is imported.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-os.environ.setdefault("NPROC", str(THREADS))
+# For JAX, before it is imported: its devices, and threads enough for devices that wait for each other.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+os.environ.setdefault("NPROC", "64")
 
 import keras
 import numpy as np
@@ -33,6 +29,7 @@ import deel_like_lip as lip
 
 Array = npt.NDArray[np.float32]
 
+DEVICES, PROCESSES = 8, 2
 SHARES = (0.6, 0.3, 0.1)
 BATCH, STEPS, EPOCHS = 64, 5, 10
 
@@ -67,7 +64,7 @@ def make_devices(backend: str) -> None:
     if backend == "tensorflow":
         import tensorflow as tf
 
-        tf.config.threading.set_inter_op_parallelism_threads(THREADS)
+        tf.config.threading.set_inter_op_parallelism_threads(8 * DEVICES)  # they wait for each other, too
         (processor,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
     elif backend == "torch":
@@ -127,9 +124,7 @@ def network(outputs: int) -> keras.Model:
 
 def fit(model: keras.Model, inputs: Array, labels: Array) -> Trained:
     callbacks = [lip.callbacks.RenormalizeCallback()]
-    history = model.fit(
-        inputs, labels, batch_size=BATCH, epochs=EPOCHS, shuffle=False, callbacks=callbacks, verbose=0
-    )
+    history = model.fit(inputs, labels, batch_size=BATCH, epochs=EPOCHS, shuffle=False, callbacks=callbacks, verbose=0)
     return Trained(model, history.history["loss"])
 
 

@@ -38,7 +38,9 @@ def test_one_device_and_several(tmp_path):
         assert float(weights) <= 1e-5
         assert 0.99 <= float(alone) <= 1.0001
         assert abs(float(alone) - float(together)) <= 1e-5
-    parts = re.findall(r"kernel of shape \((\d+), (\d+)\) each device has a part of shape \((\d+), (\d+)\)", done.stdout)
+    parts = re.findall(
+        r"kernel of shape \((\d+), (\d+)\) each device has a part of shape \((\d+), (\d+)\)", done.stdout
+    )
     assert parts == [("16", "64", "16", "16"), ("64", "64", "64", "16")] * (2 if BACKEND == "jax" else 0)
 
 
