@@ -157,10 +157,10 @@ def projection(options: argparse.Namespace, spread: dict[str, Callable[[], Any]]
             jax.block_until_ready(compiled[name](kernels[name]))
         return (time.perf_counter() - start) / 5
 
-    result = ratios({name: lambda name=name: measure(name) for name in compiled}, options.turns)  # type: ignore[misc]
+    result = ratios({name: lambda name=name: measure(name) for name in compiled}, options.turns)
     figures = {"projection alone on one device in ms": 1e3 * result.pop("one")}
     figures |= {f"projection alone, {name}, ratio to one device": value for name, value in result.items()}
-    operations = {name: program.cost_analysis()["flops"] for name, program in compiled.items()}
+    operations = {name: (program.cost_analysis() or {})["flops"] for name, program in compiled.items()}
     of_one = operations.pop("one")
     return figures | {f"projection alone, {name}, operations a device": n / of_one for name, n in operations.items()}
 

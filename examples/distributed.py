@@ -10,6 +10,7 @@ Printed are the largest differences of losses and weights between one device and
 """
 
 import argparse
+import functools
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import numpy.typing as npt
 import deel_like_lip as lip
 
 Array = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
 
 DEVICES, PROCESSES = 8, 2
 SHARES = (0.6, 0.3, 0.1)
@@ -99,7 +101,7 @@ def compare(name: str, options: argparse.Namespace, ways: dict[str, Callable[...
         )
 
 
-def samples(name: str) -> tuple[Array, npt.NDArray[np.int64]]:
+def samples(name: str) -> tuple[Array, Labels]:
     """Returns noisy class centres and their labels, the samples of each batch sorted by class."""
     rng = np.random.default_rng(0)
     labels = rng.choice(len(SHARES), BATCH * STEPS, p=SHARES)
@@ -122,7 +124,7 @@ def network(outputs: int) -> keras.Model:
     )
 
 
-def fit(model: keras.Model, inputs: Array, labels: Array) -> Trained:
+def fit(model: keras.Model, inputs: Array, labels: Labels) -> Trained:
     callbacks = [lip.callbacks.RenormalizeCallback()]
     history = model.fit(inputs, labels, batch_size=BATCH, epochs=EPOCHS, shuffle=False, callbacks=callbacks, verbose=0)
     return Trained(model, history.history["loss"])
@@ -133,12 +135,12 @@ def fit(model: keras.Model, inputs: Array, labels: Array) -> Trained:
 Compiled = Callable[[], keras.Model]
 
 
-def data_parallel(compiled: Compiled, inputs: Array, labels: Array) -> Trained:
+def data_parallel(compiled: Compiled, inputs: Array, labels: Labels) -> Trained:
     """On JAX: each device has all kernels and a part of each batch."""
     return fit_on(keras.distribution.DataParallel(devices=keras.distribution.list_devices()), compiled, inputs, labels)
 
 
-def model_parallel(compiled: Compiled, inputs: Array, labels: Array) -> Trained:
+def model_parallel(compiled: Compiled, inputs: Array, labels: Labels) -> Trained:
     """On JAX: the batch is split in two, and the hidden kernels in four by their columns."""
     mesh = keras.distribution.DeviceMesh((2, DEVICES // 2), ["batch", "model"], keras.distribution.list_devices())
     layouts = keras.distribution.LayoutMap(mesh)
@@ -152,7 +154,7 @@ def model_parallel(compiled: Compiled, inputs: Array, labels: Array) -> Trained:
     return trained
 
 
-def fit_on(distribution: Any, compiled: Compiled, inputs: Array, labels: Array) -> Trained:
+def fit_on(distribution: Any, compiled: Compiled, inputs: Array, labels: Labels) -> Trained:
     keras.distribution.set_distribution(distribution)
     try:
         return fit(compiled(), inputs, labels)
@@ -160,16 +162,22 @@ def fit_on(distribution: Any, compiled: Compiled, inputs: Array, labels: Array) 
         keras.distribution.set_distribution(None)
 
 
-def mirrored(compiled: Compiled, inputs: Array, labels: Array) -> Trained:
+def mirrored(compiled: Compiled, inputs: Array, labels: Labels) -> Trained:
     """On TensorFlow: each device has all kernels and a part of each batch."""
-    import tensorflow as tf
-
-    with tf.distribute.MirroredStrategy(tf.config.list_logical_devices("CPU")).scope():
+    with mirrored_strategy().scope():
         model = compiled()
     return fit(model, inputs, labels)
 
 
-def distributed_data_parallel(compiled: Compiled, inputs: Array, labels: Array) -> Trained:
+@functools.cache
+def mirrored_strategy() -> Any:
+    """Returns the one strategy of this process: what a second one computes may be cancelled when the first goes."""
+    import tensorflow as tf
+
+    return tf.distribute.MirroredStrategy(tf.config.list_logical_devices("CPU"))
+
+
+def distributed_data_parallel(compiled: Compiled, inputs: Array, labels: Labels) -> Trained:
     """On torch: each process has all kernels and a part of each batch. Keras leaves the loop to you."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
