@@ -98,8 +98,10 @@ class Orthogonal(ReshapedKernel):
         With inputs X, outputs Y = X W, and gradients D of the outputs and C = D W^T of the inputs, the gradient of W is
         G = X^T D, and W^T G = Y^T D, W D^T Y = C^T Y. So `G - W sym(W^T G) = (X - Y W^T / 2)^T D - C^T Y / 2` where W
         has orthogonal columns, and `X^T (D - C W / 2) - C^T Y / 2` where it has orthogonal rows: two more products of
-        the batch's size, instead of two of the kernel's. Where W is square, so that W W^T is 1 too, it is
-        `(X^T D - C^T Y) / 2`, or `W (Y^T D - D^T Y) / 2`: only one more.
+        the batch's size, instead of two of the kernel's: which it is depends on the batch, but the result does not.
+        Where W is square, so that W W^T is 1 too, it is `(X^T D - C^T Y) / 2`: only one more. (So is
+        `W (Y^T D - D^T Y) / 2`, of fewer multiplications for large batches. But in training W is orthogonal up to a
+        factor only: then the two differ, and a batch that is split among devices would have another gradient.)
         """
         half = 0.5 / self.norm**2
 
@@ -114,7 +116,8 @@ class Orthogonal(ReshapedKernel):
                 wt = ops.transpose(w)
                 batch = ops.shape(x)[0]
                 small, large = sorted((rows, columns))
-                fewer = batch <= small * large // (2 * large - small)  # multiplications, of the first way
+                # Multiplications, of the first way.
+                fewer = rows == columns or batch <= small * large // (2 * large - small)
                 # Torch, which compiles nothing, also passes x: it tells whether its gradient is of use to anybody.
                 wanted = not args or getattr(args[0], "requires_grad", True)
                 needed = wanted or rows < columns or fewer is not False
@@ -132,9 +135,6 @@ class Orthogonal(ReshapedKernel):
                     return ops.matmul(ops.transpose(left), right)
 
                 def through_the_smaller_side() -> Tensor:
-                    if rows == columns:
-                        inner = ops.matmul(ops.transpose(y), d)
-                        return ops.matmul(w, (inner - ops.transpose(inner)) * half)
                     inner = ops.matmul(ops.transpose(x), c) if rows < columns else ops.matmul(ops.transpose(y), d)
                     normal = (inner + ops.transpose(inner)) * half
                     removed = ops.matmul(normal, w) if rows < columns else ops.matmul(w, normal)

@@ -16,6 +16,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's greetings
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"  # for JAX; before it is imported
+os.environ["NPROC"] = "32"  # threads for JAX: of four devices that wait for each other some may find none
 
 import keras
 import numpy as np
@@ -141,8 +142,9 @@ for name, (alone, together) in models.items():
 # - **The same numbers, bit by bit.** Sums over parts are added in another order, so kernels agree up to rounding only.
 #   Where training is unstable, as with a large learning rate, that difference grows with each step, as it does with any
 #   network. (With `SGD(0.05, momentum=0.9)` instead of `SGD(0.01)`, the kernels above soon have nothing in common.)
-# - **torch.** Keras does not distribute `fit` there. Write the loop yourself with torch's `DistributedDataParallel`,
-#   and call `lip.renormalize(model)` after each step of an optimizer that is not one of Keras.
+# - **torch.** Keras does not distribute `fit` there. Write the loop yourself with torch's `DistributedDataParallel`: it
+#   is in [Several devices and hosts](../distribution.md#one-host), as are several hosts, accumulated gradients and
+#   kernels that are split among devices.
 # - **Certifying** is done in NumPy on the main processor, from the weights wherever they are: there is nothing to
 #   distribute.
 #
