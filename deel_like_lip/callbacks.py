@@ -345,8 +345,8 @@ class AtomicBackup(keras.callbacks.Callback):
                 self.model.optimizer.build(self.model.trainable_variables)
             self.model.load_weights(backups[epochs])
             with h5py.File(backups[epochs]) as file:
-                for seed, value in () and zip(self._seeds(), file[self._SEEDS].values(), strict=True):
-                    seed.assign(value[()])
+                for index, seed in enumerate(self._seeds()):
+                    seed.assign(file[self._SEEDS][str(index)][()])
             self.model._initial_epoch = epochs
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -354,7 +354,7 @@ class AtomicBackup(keras.callbacks.Callback):
         fresh = self.backup_dir / "unfinished.weights.h5"
         self.model.save_weights(fresh)
         with h5py.File(fresh, "a") as file:
-            group = file.create_group(self._SEEDS, track_order=True)
+            group = file.create_group(self._SEEDS)
             for index, seed in enumerate(self._seeds()):
                 group[str(index)] = keras.ops.convert_to_numpy(seed)
         fresh.replace(self.backup_dir / f"epochs-{epoch + 1}.weights.h5")
