@@ -7,6 +7,9 @@ import importlib.metadata
 import json
 import math
 import numbers
+import os
+import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -407,6 +410,20 @@ class Certificate:
             "versions": dict(self.versions),
         }
         return json.dumps(fields, indent=2, allow_nan=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the certificate as JSON, which `load_certificate` reads.
+
+        The file is written beside `path` and then moved there, so that a process which dies leaves what was there.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        target = pathlib.Path(path)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            fresh = pathlib.Path(scratch, target.name)
+            fresh.write_text(self.to_json(), encoding="utf-8")
+            fresh.replace(target)
 
     @classmethod
     def from_json(cls, text: str) -> "Certificate":
