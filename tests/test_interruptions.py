@@ -1,10 +1,13 @@
 """Interrupted trainings end with the weights of those that were not, and interrupted exports leave no broken file."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
 
 import deel_like_lip as lip
+from benchmarks import kill_and_resume
 
 layers, callbacks = lip.layers, lip.callbacks
 
@@ -103,12 +106,13 @@ def test_a_backup_that_is_interrupted(moment, tmp_path, monkeypatch):
     def die(*arguments):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         if moment == "while it writes":
             patch.setattr(model, "save_weights", write_half)
         else:
             patch.setattr("pathlib.Path." + ("replace" if moment == "before it is in place" else "unlink"), die)
-        backup.on_epoch_end(1)
+        with pytest.raises(KeyboardInterrupt):
+            backup.on_epoch_end(1)
     model = compiled()
     backup.set_model(model)
     backup.on_train_begin()
@@ -136,3 +140,30 @@ def test_checkpoints(uninterrupted, tmp_path):
     model = keras.models.load_model(tmp_path / "2.keras")
     fit(model, initial_epoch=2)
     assert_same(model, uninterrupted)
+
+
+# --- `benchmarks/kill_and_resume.py` in small: processes that are killed ---------------------------------------------
+
+
+def test_a_training_that_is_killed():
+    result = kill_and_resume.kill_trainings(1, "atomic", epochs=6, rng=random.Random(0))
+    assert result["kills"] == 1
+    assert result["largest_difference"] == 0
+
+
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="another backend writes all artefacts, and it is tested")
+def test_an_export_that_is_killed():
+    kind = {"torch": "onnx", "tensorflow": "litert"}[keras.backend.backend()]
+    result = kill_and_resume.kill_exports(1, [kind, "certificate"], random.Random(0))
+    assert result["artefacts"] == {kind: 1, "certificate": 1}
+    assert result["wrong"] == []
+
+
+def test_what_is_wrong_is_found(tmp_path):
+    path = tmp_path / "certificate.json"
+    certificate = lip.certify(kill_and_resume.make_model(1))
+    certificate.save(path)
+    models = {certificate.fingerprint: kill_and_resume.make_model(1)}
+    assert kill_and_resume.fault("certificate", path, models) == ""
+    path.write_bytes(path.read_bytes()[:-10])
+    assert "CertificateError" in kill_and_resume.fault("certificate", path, models)
