@@ -281,7 +281,7 @@ def subjects() -> list[Subject]:
     body = layers.SpectralDense(6, activation=layers.GroupSort2())
     two = {"alarm": layers.SpectralDense(3)(body(vector)), "kind": keras.layers.Dense(3)(body(vector))}
     flat = keras.layers.Flatten()(layers.LipConv2D(2, 3, activation=layers.MaxMin())(image))
-    made = [
+    made: list[tuple[Any, dict[str, Any]]] = [
         (keras.Model(image, keras.layers.Dense(3)(flat)), {"input_scale": 1 / 255}),
         (keras.Model(vector, layers.FrobeniusDense(1)(body(vector))), {"rounding": "sound", "input_range": (0.0, 1.0)}),
         (keras.Model(vector, keras.layers.Dense(3)(body(vector))), {"task": "multilabel"}),
@@ -298,7 +298,7 @@ def subjects() -> list[Subject]:
     return found
 
 
-_VALUES = st.one_of(
+_VALUES: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from([None, True, False, "", "l2", "exact", "multilabel", [], {}, 0, -1, 10**400, math.nan, math.inf]),
     st.floats(),
     st.integers(),

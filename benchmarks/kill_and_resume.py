@@ -127,7 +127,7 @@ def kill_trainings(kills: int, backup: str, epochs: int, rng: random.Random) -> 
             folder.mkdir()
         with contextlib.redirect_stdout(None):
             epoch_seconds = train(folders[0], backup, epochs)
-        killed_at = []
+        killed_at: list[int] = []
         ended = False
         while not ended:
             with worker("train", str(folders[1]), backup, str(epochs)) as process:
