@@ -2,11 +2,15 @@
 
 import json
 import math
+import os
+import pathlib
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import h5py
 import keras
 import numpy as np
 
@@ -26,7 +30,8 @@ class RenormalizeCallback(keras.callbacks.Callback):
     own, it projects after each step. In both cases it projects before every validation, at the end of each epoch and at
     the end of training: there Keras may have put averages in place of the kernels (`use_ema`, `SwapEMAWeights`), which
     no layer sees, and kernels that updates have left up to 12 % below are made orthogonal to the last digit. Put it
-    last in the list, so that it comes after callbacks that change weights.
+    after callbacks that change weights, and before those that save them: what they save is then what training goes on
+    with, and a resumed training the same as one without an interruption.
 
     Args:
         every: Number of training steps from one projection by the callback to the next, whatever the layers do; for
@@ -145,7 +150,8 @@ class LossParamScheduler(_LossParam):
         param_name: Name of the parameter.
         fp: Values of the parameter.
         xp: Increasing optimizer steps at which it has these values, as many as `fp`.
-        step: The optimizer step at which training begins.
+        step: The optimizer step at which training begins. A training that is resumed, whose first epoch is not 0, goes
+            on from there by as many steps as the epochs before it had.
         schedule: Function from the time to the value. An epoch or step counts from 0.
         by: What the time is, and so how often the parameter changes: `"epoch"`, by default with `schedule`, or
             `"step"`, by default with `fp` and `xp`. A step costs JAX some time to take its state apart and together.
@@ -202,7 +208,7 @@ class LossParamScheduler(_LossParam):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         iteration = int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
         if self._first_iteration is None:
-            self._first_iteration = iteration
+            self._first_iteration = iteration - min(self._steps_before(epoch, iteration), iteration)
         self._epoch_step = self.step + iteration - self._first_iteration
         self._set(epoch if self.by == "epoch" else self._epoch_step)
 
@@ -213,6 +219,11 @@ class LossParamScheduler(_LossParam):
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
             logs[self.param_name] = self._read()
+
+    def _steps_before(self, epoch: int, iteration: int) -> int:
+        """Returns the steps of the epochs that a resumed training did before; all of them if it is not known better."""
+        steps = (self.params or {}).get("steps")
+        return 0 if epoch == 0 else iteration if steps is None else epoch * steps
 
     def _set(self, time: int) -> None:
         value = float(np.interp(time, *self._points) if self.schedule is None else self.schedule(time))
@@ -285,6 +296,89 @@ class LossParamLog(_LossParam):
             logs[self.param_name] = value
         if epoch % self.rate == 0:
             print(f"epoch {epoch + 1}: {self.param_name} = {value:g}")
+
+
+class AtomicBackup(keras.callbacks.Callback):
+    """Backs up a training after each epoch, so that it can be killed at any moment and resumed with the same result.
+
+    `keras.callbacks.BackupAndRestore` writes weights and the number of the epoch to two files, in place: after a kill
+    between the two, the next run repeats an epoch, and after a kill within one of them it ends in an error. Nor does it
+    keep the state of random numbers, as of dropout. Here weights, optimizer and that go to one file, which has the
+    number of epochs in its name and is moved into place when it is complete. At the beginning of `fit` the newest one
+    is read, and training goes on with the epoch after it.
+
+    Put it last in the list: what callbacks change at the end of an epoch is then backed up. For the same weights as
+    without an interruption, the order of the data must be a function of the epoch, as with `shuffle=False`. Not kept
+    are the state of other callbacks, such as the patience of `EarlyStopping`, and torch's own generator, from which
+    Keras on torch draws dropout.
+
+    Args:
+        backup_dir: Folder for the backups of this training, and of no other.
+        delete_checkpoint: Whether the backup is deleted when training has ended. If not, another `fit` with as many
+            epochs trains no more.
+
+    Example:
+        >>> model.fit(x, y, epochs=3, shuffle=False, callbacks=[RenormalizeCallback(), AtomicBackup("backup")])
+
+    Raises:
+        ValueError: If the model is not built before `fit`, or a backup is not one of this model.
+    """
+
+    _NAME = re.compile(r"epochs-(\d+)\.weights\.h5")
+    _SEEDS = "random_seeds"  # in the file
+
+    def __init__(self, backup_dir: str | os.PathLike[str], delete_checkpoint: bool = True) -> None:
+        super().__init__()
+        self.backup_dir = pathlib.Path(backup_dir)
+        self.delete_checkpoint = delete_checkpoint
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if not self.model.built:
+            raise ValueError(
+                f"AtomicBackup expects a model that is built before `fit`. Received: the model '{self.model.name}', "
+                "which is not. Call it on data or give it an `Input` first."
+            )
+        backups = self._backups()
+        if backups:
+            epochs = max(backups)
+            if not self.model.optimizer.built:
+                self.model.optimizer.build(self.model.trainable_variables)
+            self.model.load_weights(backups[epochs])
+            with h5py.File(backups[epochs]) as file:
+                for index, seed in enumerate(self._seeds()):
+                    seed.assign(file[self._SEEDS][str(index)][()])
+            self.model._initial_epoch = epochs
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self.backup_dir.mkdir(parents=True, exist_ok=True)
+        fresh = self.backup_dir / "unfinished.weights.h5"
+        self.model.save_weights(fresh)
+        with h5py.File(fresh, "a") as file:
+            group = file.create_group(self._SEEDS)
+            for index, seed in enumerate(self._seeds()):
+                group[str(index)] = keras.ops.convert_to_numpy(seed)
+        fresh.replace(self.backup_dir / f"epochs-{epoch + 1}.weights.h5")
+        self._delete(keep=epoch + 1)
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.model._initial_epoch = None  # Keras would begin the next `fit` there, too
+        if self.delete_checkpoint:
+            self._delete()
+
+    def _seeds(self) -> list[Any]:
+        """Returns the states of random numbers, which Keras counts among the variables and not among the weights."""
+        weights = set(map(id, self.model.weights))
+        return [variable for variable in self.model.variables if id(variable) not in weights]
+
+    def _backups(self) -> dict[int, pathlib.Path]:
+        """Returns the complete backups by the number of epochs that they come after."""
+        found = ((self._NAME.fullmatch(path.name), path) for path in self.backup_dir.glob("*.h5"))
+        return {int(match[1]): path for match, path in found if match}
+
+    def _delete(self, keep: int | None = None) -> None:
+        for epochs, path in sorted(self._backups().items()):
+            if epochs != keep:
+                path.unlink()
 
 
 class CertifyCallback(keras.callbacks.Callback):

@@ -7,6 +7,9 @@ import importlib.metadata
 import json
 import math
 import numbers
+import os
+import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -308,26 +311,64 @@ class Certificate:
             raise ValueError(f"Expected distances of at least 0. Received: input_change={input_change!r}")
         return distances * self.input_scale * self.lipschitz_constant * (1 + 4 * EPSILON)
 
-    def verify(self, model: keras.Model) -> None:
+    def verify(
+        self,
+        model: keras.Model,
+        *,
+        task: Task | Mapping[str, Task] | None = None,
+        rounding: Rounding | None = None,
+        input_scale: float | None = None,
+        input_range: Sequence[float] | None = None,
+    ) -> None:
         """Checks that this is a certificate of a model: of these weights, and of these layers.
 
-        The model is folded and bounded anew, so that neither other weights nor edited constants go unnoticed.
+        The model is folded and bounded anew, so that neither other weights nor edited constants, shapes or names go
+        unnoticed. No model can tell what its outputs mean and how its inputs are scaled: to guard against edits of
+        that, pass what it should be. What is not passed is taken from the certificate.
 
         Args:
             model: The model that was certified, or its folded form.
+            task: What the certificate must have been made with, as for `certify`.
+            rounding: As for `task`.
+            input_scale: As for `task`.
+            input_range: As for `task`.
 
         Raises:
-            CertificateError: If the weights are others, or the certificate claims more than can be shown.
+            CertificateError: If the weights are others, the certificate claims more than can be shown, or it was made
+                with other options.
+            ValueError: If an option is wrong, or the model cannot be certified as the certificate says.
         """
+        names, tasks = [head.name for head in self.heads], {head.name: head.task for head in self.heads}
+        for option, own, expected in (
+            ("task", tasks, {**tasks, **{name: kind for name, kind in _tasks(task, names).items() if kind}}),
+            ("rounding", self.rounding, rounding or self.rounding),
+            ("input_scale", self.input_scale, _input_scale(self.input_scale if input_scale is None else input_scale)),
+            ("input_range", self.input_range, _input_range(input_range) or self.input_range),
+        ):
+            if own != expected:
+                raise CertificateError(
+                    f"The certificate of the model '{self.model_name}' was made with {option}={own!r}, where "
+                    f"{expected!r} is expected."
+                )
         plain = vanilla_model(model)
         self.check_weights(plain)
+        inputs, outputs = ([tuple(tensor.shape[1:]) for tensor in tensors] for tensors in (plain.inputs, plain.outputs))
+        if (
+            list(self.input_shapes) != inputs
+            or [head.shape for head in self.heads] != outputs
+            or not _are_names_of(names, output_names(model))
+        ):
+            raise CertificateError(
+                f"The certificate of the model '{self.model_name}' is for inputs or outputs of other names or shapes "
+                f"than those of '{plain.name}'. Certify the model again."
+            )
         again = certify_plain(
             plain,
-            task={head.name: head.task for head in self.heads} if len(self.heads) > 1 else self.heads[0].task,
+            task=tasks,
             rounding=self.rounding,
             input_scale=self.input_scale,
             input_range=self.input_range,
-            names=[head.name for head in self.heads],
+            names=names,
         )
         claims, facts = list(_numbers(self)), list(_numbers(again))
         # Another machine may add in another order; no claim may be below what is computed here by more than that.
@@ -406,17 +447,36 @@ class Certificate:
             "assumes": self.assumes,
             "versions": dict(self.versions),
         }
+        fields["checksum"] = _checksum(fields)
         return json.dumps(fields, indent=2, allow_nan=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the certificate as JSON, which `load_certificate` reads.
+
+        The file is written beside `path` and then moved there, so that a process which dies leaves what was there.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        target = pathlib.Path(path)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            fresh = pathlib.Path(scratch, target.name)
+            fresh.write_text(self.to_json(), encoding="utf-8")
+            fresh.replace(target)
 
     @classmethod
     def from_json(cls, text: str) -> "Certificate":
         """Reads what `to_json` wrote. Nothing is executed; `verify` tells whether it is that of a model.
 
+        A checksum of all fields guards against damage and against edits by mistake. It is no signature: who wants to
+        claim more than is true can compute it anew, and only `verify` with the model finds that out.
+
         Raises:
-            CertificateError: If it is not a certificate, is damaged, or comes from a newer version of this library.
+            CertificateError: If it is not a certificate, is damaged or edited, or comes from another version of this
+                library that this one does not read.
         """
         try:
-            fields = json.loads(text)
+            fields = json.loads(text, object_pairs_hook=_without_repeats)
             if not isinstance(fields, dict):
                 raise TypeError("it is not a JSON object")
             if fields.get("format") != _FORMAT:
@@ -427,7 +487,7 @@ class Certificate:
             heads = tuple(_head_from_dict(head, rounding) for head in fields["heads"])
             if not heads or len({head.name for head in heads}) != len(heads):
                 raise ValueError("it has no outputs, or several of one name")
-            return cls(
+            result = cls(
                 heads=heads,
                 lipschitz_constant=_constant(fields["lipschitz_constant"]),
                 layers=tuple(_layer_from_dict(line) for line in fields["layers"]),
@@ -439,7 +499,10 @@ class Certificate:
                 input_range=_input_range(fields["input_range"]),
                 versions={_text(name): _text(version) for name, version in fields["versions"].items()},
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if fields.pop("checksum") != _checksum(fields):
+                raise ValueError("its checksum is that of another one, so it was edited or damaged")
+            return result
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             reason = f"the field {error!s} is missing" if isinstance(error, KeyError) else str(error)
             raise CertificateError(f"This is not a certificate that can be used: {reason}.") from error
 
@@ -716,9 +779,19 @@ def _nine_digits_up(value: float) -> str:
     return format(context.create_decimal_from_float(value).normalize(context), "g")
 
 
+def _are_names_of(names: Sequence[str], outputs: Sequence[str]) -> bool:
+    """Whether names are those of a model's outputs in their order, where a fold may have added to them."""
+    return len(names) == 1 or all(
+        name in (output, f"output_{index}") or output.startswith(f"{name}_")
+        for index, (name, output) in enumerate(zip(names, outputs, strict=True))
+    )
+
+
 def _numbers(certificate: Certificate) -> list[float]:
-    """Returns every bound that radii rest on."""
+    """Returns every bound that it claims."""
     result = [certificate.lipschitz_constant]
+    for line in certificate.layers:
+        result += (line.constant, line.up_to_here)
     for head in certificate.heads:
         result.append(head.lipschitz_constant)
         for array in (head.pair_constants, head.output_constants):
@@ -729,6 +802,17 @@ def _numbers(certificate: Certificate) -> list[float]:
 
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _checksum(fields: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a field is there twice")  # and other programs might read the other one
+    return fields
 
 
 def _head_to_dict(head: Head) -> dict[str, Any]:
@@ -788,8 +872,8 @@ def _matrix(value: Any, shape: tuple[int | None, ...] | None) -> Array | None:
 
 
 def _shape(value: Any) -> tuple[int | None, ...]:
-    sizes = [size for size in value if size is not None]
-    if any(isinstance(size, bool) or not isinstance(size, int) or size < 0 for size in sizes):
+    sizes = [size for size in value if size is not None] if isinstance(value, list) else [value]
+    if any(isinstance(size, bool) or not isinstance(size, int) or not 0 <= size < 2**63 for size in sizes):
         raise ValueError(f"a shape is {value!r}")
     return tuple(value)
 

@@ -1,5 +1,6 @@
 """Certificates: radii by hand, soundness against a search, and bad input."""
 
+import hashlib
 import json
 import re
 
@@ -340,12 +341,59 @@ def test_verify(rng):
     certificate.verify(model)
     certificate.verify(lip.vanilla_model(model))
     fields = json.loads(certificate.to_json())
-    fields["heads"][0]["pair_constants"] = [[0.0, 0.1], [0.1, 0.0]]
-    with pytest.raises(CertificateError, match="claims smaller constants"):
-        lip.Certificate.from_json(json.dumps(fields)).verify(model)
+    for edit in (
+        lambda fields: fields["heads"][0].update(pair_constants=[[0.0, 0.1], [0.1, 0.0]]),
+        lambda fields: fields["layers"][0].update(constant=0.1),
+    ):
+        fields = json.loads(certificate.to_json())
+        edit(fields)
+        with pytest.raises(CertificateError, match="its checksum is that of another one"):
+            lip.Certificate.from_json(json.dumps(fields))
+        with pytest.raises(CertificateError, match="claims smaller constants"):
+            lip.Certificate.from_json(with_checksum(fields)).verify(model)
+    fields = json.loads(certificate.to_json())
+    fields["input_shapes"] = [[2]]
+    with pytest.raises(CertificateError, match="inputs or outputs of other names or shapes"):
+        lip.Certificate.from_json(with_checksum(fields)).verify(model)
     model.layers[0].kernel.assign(to_numpy(model.layers[0].kernel) * 0.9999)
     with pytest.raises(CertificateError, match="was computed from other weights"):
         certificate.verify(model)
+
+
+def test_verify_knows_outputs_by_their_names():
+    inputs = keras.Input((4,))
+    outputs = [layers.SpectralDense(2, name="kind")(inputs), layers.SpectralDense(2, "relu", name="tags")(inputs)]
+    for model in (keras.Model(inputs, outputs), keras.Model(inputs, dict(zip("ab", outputs, strict=True)))):
+        certificate = lip.certify(model)
+        certificate.verify(model)
+        certificate.verify(lip.vanilla_model(model))
+        fields = json.loads(certificate.to_json())
+        names = [head["name"] for head in fields["heads"]]
+        for head, name in zip(fields["heads"], reversed(names), strict=True):
+            head["name"] = name
+        swapped = lip.Certificate.from_json(with_checksum(fields))
+        for other in (model, lip.vanilla_model(model)):
+            with pytest.raises(CertificateError, match="other names"):
+                swapped.verify(other)
+
+
+def test_verify_what_no_model_can_tell():
+    model = keras.Sequential([keras.Input((4,)), layers.SpectralDense(2)])
+    options = {"task": "multilabel", "rounding": "sound", "input_scale": 0.5, "input_range": (0.0, 1.0)}
+    certificate = lip.certify(model, **options)
+    certificate.verify(model, **options)
+    others = {"task": "multiclass", "rounding": "exact", "input_scale": 1.0, "input_range": (0.0, 2.0)}
+    for option, value in others.items():
+        with pytest.raises(CertificateError, match=rf"was made with {option}=.*, where .* is expected"):
+            certificate.verify(model, **{option: value})
+
+
+def test_save(tmp_path):
+    certificate = binary(1.0)
+    for _ in range(2):
+        certificate.save(tmp_path / "certificate.json")
+        assert lip.load_certificate(tmp_path / "certificate.json").to_json() == certificate.to_json()
+        assert [path.name for path in tmp_path.iterdir()] == ["certificate.json"]
 
 
 def test_json_both_ways(rng):
@@ -372,7 +420,14 @@ def edited(**changes):
             del place[target]
         else:
             place[target] = value
-    return json.dumps(fields)
+    return with_checksum(fields)
+
+
+def with_checksum(fields):
+    """Returns fields as JSON with the checksum that fits, as somebody may write it who knows how."""
+    fields.pop("checksum", None)
+    content = json.dumps(fields, sort_keys=True).encode()
+    return json.dumps({**fields, "checksum": hashlib.sha256(content).hexdigest()})
 
 
 DAMAGED = {
@@ -397,6 +452,13 @@ DAMAGED = {
     edited(input_scale=0): "Expected `input_scale`",
     edited(input_range=[1, 0]): "Expected `input_range`",
     edited(versions=[]): "has no attribute",
+    edited(lipschitz_constant=10**400): "int too large",
+    edited(input_shapes=[[2**63]]): "a shape is",
+    edited(input_shapes=[{}]): "a shape is",
+    edited().replace('"norm"', '"norm": "l2", "norm"'): "a field is there twice",
+    edited().replace('"model"', '"other"'): "its checksum is that of another one",
+    edited()[:-1]: "Expecting",
+    "[" * 100_000: "recursion",
 }
 
 

@@ -143,13 +143,7 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         return self.k_coef_lip
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != self.rank + 2:
-            names = ", ".join(_AXIS_NAMES[self.rank])
-            raise ValueError(
-                f"The {type(self).__name__} layer '{self.name}' expects a {self.rank + 2}D input, (batch, {names}, "
-                f"channels) or, with data_format='channels_first', (batch, channels, {names}). Received: "
-                f"input_shape={input_shape}"
-            )
+        self._check_axes(input_shape)
         if self.padding == "circular":
             self._check_circular(input_shape)
         self._spatial_sizes = tuple(input_shape[axis] for axis in self._spatial_axes)
@@ -160,6 +154,15 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         if isinstance(self.parametrization, Cayley):
             sizes = dict(zip(self._spatial_axes, self._spatial_sizes, strict=True))
             self.input_spec = keras.layers.InputSpec(ndim=self.rank + 2, axes={**self.input_spec.axes, **sizes})
+
+    def _check_axes(self, input_shape: Shape) -> None:
+        if len(input_shape) != self.rank + 2 or input_shape[self._channel_axis] is None:
+            names = ", ".join(_AXIS_NAMES[self.rank])
+            raise ValueError(
+                f"The {type(self).__name__} layer '{self.name}' expects a {self.rank + 2}D input, (batch, {names}, "
+                f"channels) or, with data_format='channels_first', (batch, channels, {names}), whose number of "
+                f"channels is known. Received: input_shape={tuple(input_shape)}"
+            )
 
     def _channels(self, inputs: Any) -> tuple[int, int]:
         """Returns the `channels` of the geometry of a layer with as many input channels."""
@@ -182,6 +185,7 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         return scaled(outputs, self.parametrization.norm)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
+        self._check_axes(input_shape)
         if self.padding != "circular":
             return super().compute_output_shape(input_shape)
         self._check_circular(input_shape)

@@ -7,7 +7,7 @@ from keras import ops
 
 from deel_like_lip import parametrizations
 from deel_like_lip._registration import register
-from deel_like_lip._typing import Tensor
+from deel_like_lip._typing import Shape, Tensor
 from deel_like_lip.layers.base import ConstrainedKernel
 from deel_like_lip.parametrizations import Frobenius
 
@@ -40,6 +40,14 @@ class _ConstrainedDense(ConstrainedKernel, keras.layers.Dense):
             k_coef_lip=k_coef_lip,
             **kwargs,
         )
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) < 2 or input_shape[-1] is None:
+            raise ValueError(
+                f"The {type(self).__name__} layer '{self.name}' expects an input of rank at least 2 whose last axis is "
+                f"known. Received: input_shape={tuple(input_shape)}"
+            )
+        super().build(input_shape)
 
     def _call_in_training(self, inputs: Tensor) -> Tensor:
         if self.parametrization.computes_kernel:
