@@ -29,7 +29,8 @@ SHAPE, BATCH, PARTS = (8, 8, 1), 32, 10
 
 class Soaked(NamedTuple):
     """Resident memory in MiB, before training and after each part of it, losses of the parts, and the largest
-    difference of a singular value from that of an orthogonal kernel, relative to it."""
+    difference of a singular value from that of an orthogonal kernel, relative to it.
+    """
 
     memory: list[float]
     losses: list[float]

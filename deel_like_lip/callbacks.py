@@ -297,7 +297,7 @@ class CertifyCallback(keras.callbacks.Callback):
 
     Put it after callbacks that change weights at the end of an epoch, `SwapEMAWeights(swap_on_epoch=True)` and then
     `RenormalizeCallback`, and before `EarlyStopping` and `ModelCheckpoint`. Training is the same with and without it.
-    Of a model that trains in mixed precision the fold to float32, `vanilla_model(model, dtype="float32")`, is certified.
+    Of a model in mixed precision the fold to float32, `vanilla_model(model, dtype="float32")`, is certified.
     An optimizer with `use_ema` alone puts its averages in place after the last epoch, when all is logged: certify the
     model once more then.
 

@@ -16,10 +16,10 @@ def images(count, dtype="float32"):
     return (60 * np.abs(values)).clip(0, 255).astype("uint8") if dtype == "uint8" else values.astype(dtype)
 
 
-def net():
+def net(shape=(8, 8, 4)):
     return keras.Sequential(
         [
-            keras.Input((8, 8, 4)),
+            keras.Input(shape),
             layers.LipConv2D(4, 3, padding="same", activation=layers.GroupSort2()),
             layers.ScaledL2NormPooling2D(),
             keras.layers.Flatten(),
@@ -28,7 +28,7 @@ def net():
     )
 
 
-# --- sizes that are not known ----------------------------------------------------------------------------------------
+# --- sizes that are not known ---------------------------------------------------------------------------
 
 ANY_SIZE = {
     "LipConv2D": lambda: layers.LipConv2D(4, 3, strides=2, padding="same"),
@@ -89,7 +89,7 @@ def test_where_the_size_must_be_known_folds_say_so(make):
         lip.certify(model)
 
 
-# --- batches of one and none, and the last one of a dataset ------------------------------------------------------------
+# --- batches of one and none, and the last one of a dataset ---------------------------------------------
 
 
 def test_batches_of_one_and_none():
@@ -102,7 +102,9 @@ def test_batches_of_one_and_none():
     assert certificate.radius(model.predict_on_batch(inputs[:0]), inputs=inputs[:0]).shape == (0,)
     for loss in (losses.MulticlassHKR(), losses.HingeKR(), losses.TauSparseCategoricalCrossentropy()):
         none = loss(np.zeros((0,), "int32"), np.zeros((0, 3), "float32"))
-        assert to_numpy(none).shape == to_numpy(keras.losses.MeanSquaredError()(np.zeros((0, 3)), np.zeros((0, 3)))).shape
+        assert (
+            to_numpy(none).shape == to_numpy(keras.losses.MeanSquaredError()(np.zeros((0, 3)), np.zeros((0, 3)))).shape
+        )
 
 
 def test_the_last_batch_of_a_dataset_is_smaller():
@@ -119,7 +121,7 @@ def test_the_last_batch_of_a_dataset_is_smaller():
     assert lip.certified_accuracy(model, dataset, [0.0]) == lip.certified_accuracy(model, (inputs, labels), [0.0])
 
 
-# --- NaN and infinities ------------------------------------------------------------------------------------------------
+# --- NaN and infinities ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -145,7 +147,7 @@ def test_kernels_that_a_training_on_nan_has_spoiled_are_refused():
         lip.certify(model)
 
 
-# --- types of numbers --------------------------------------------------------------------------------------------------
+# --- types of numbers -----------------------------------------------------------------------------------
 
 CHANGING = {
     "LipConv2D": lambda: layers.LipConv2D(4, 3),
@@ -200,7 +202,7 @@ def test_plain_layers_that_compute_with_integers_have_no_certificate(dtype):
     assert lip.certify(keras.Model(inputs, moved)).lipschitz_constant == 2
 
 
-# --- channels first, and masks -----------------------------------------------------------------------------------------
+# --- channels first, and masks --------------------------------------------------------------------------
 
 
 def test_channels_first_as_the_default():
@@ -208,7 +210,7 @@ def test_channels_first_as_the_default():
     before = keras.config.image_data_format()
     keras.config.set_image_data_format("channels_first")
     try:
-        model = keras.Sequential([keras.Input((4, 8, 8)), *net().layers])
+        model = net((4, 8, 8))
         assert model.layers[0].data_format == "channels_first"
         model.compile("adam", losses.MulticlassHKR())
         assert np.isfinite(model.fit(inputs, np.arange(16) % 3, verbose=0).history["loss"]).all()

@@ -51,11 +51,13 @@ def classes():
     """Returns all optimizers that Keras has, but for those that only wrap others."""
     found = {name: kind for name, kind in vars(optimizers).items() if inspect.isclass(kind)}
     wrappers = {"Optimizer", "LossScaleOptimizer", "MultiOptimizer"}
-    return {name: kind for name, kind in found.items() if issubclass(kind, optimizers.Optimizer) and name not in wrappers}
+    return {
+        name: kind for name, kind in found.items() if issubclass(kind, optimizers.Optimizer) and name not in wrappers
+    }
 
 
 RATES = {"Adadelta": 3.0, "Adagrad": 0.1, "Ftrl": 0.1, "Lion": 1e-3}
-CASES = {name: lambda kind=kind, rate=RATES.get(name, 1e-2): kind(rate) for name, kind in sorted(classes().items())}
+CASES = {name: lambda name=name, kind=kind: kind(RATES.get(name, 1e-2)) for name, kind in sorted(classes().items())}
 Adam = optimizers.Adam
 CASES |= {
     "averages": lambda: Adam(1e-2, use_ema=True, ema_momentum=0.9),
@@ -85,7 +87,7 @@ def test_a_hundred_steps(make_optimizer):
     assert model.evaluate(inputs, labels, verbose=0) < 0.9 * before
 
 
-# --- loops written by hand: those of the guide -----------------------------------------------------------------------
+# --- loops written by hand: those of the guide ----------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -341,6 +341,9 @@ def _pad(call: Call) -> Effects:
     operation = call.operation
     if operation.mode == "constant" and np.any(_constant(call, call.argument(1, "constant_values", 0) or 0) != 0):
         raise call.refuse("it pads with values that are not 0.")
+    widths = [tuple(pair) for pair in operation.pad_width]
+    if operation.mode == "constant" and None in call.in_shape and len(widths) > 1 and widths[0] == (0, 0):
+        return picked(call, None)
     options = {"constant_values": -1} if operation.mode == "constant" else {}
     effects = _moved(lambda call: lambda array: np.pad(array, operation.pad_width, operation.mode, **options))(call)
     if operation.mode != "symmetric" or np.max(operation.pad_width, initial=0) < 2:

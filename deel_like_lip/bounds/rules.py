@@ -218,8 +218,8 @@ def weight(call: Call, variable: Any) -> npt.NDArray[np.float64]:
     mode = getattr(layer, "quantization_mode", None)
     if mode is not None:
         raise call.refuse(
-            f"it is quantized by the mode '{mode}'. Bounded are `Dense` layers of which the kernel alone is quantized to "
-            "int8 or int4: leave this layer out, by the `filters` of `quantize`."
+            f"it is quantized by the mode '{mode}'. Bounded are `Dense` layers of which the kernel alone is quantized "
+            "to int8 or int4: leave this layer out, by the `filters` of `quantize`."
         )
     return to_float64(variable)
 

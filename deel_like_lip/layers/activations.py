@@ -60,8 +60,8 @@ class _ChannelSort(ChannelLayer):
             return ops.sort(inputs, axis=axis)
         if size != 2:
             raise ValueError(
-                f"The {type(self).__name__} layer '{self.name}' with n={size} folds only where the size of its input is "
-                f"known. Give the model an `Input` of fixed size. Received: input_shape={tuple(inputs.shape)}"
+                f"The {type(self).__name__} layer '{self.name}' with n={size} folds only where the size of its input "
+                f"is known. Give the model an `Input` of fixed size. Received: input_shape={tuple(inputs.shape)}"
             )
         if self._sorted_axis == 0:
             return _sort_pairs_by_extrema(inputs, axis)
