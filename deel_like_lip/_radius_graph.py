@@ -58,8 +58,9 @@ def radius_model(plain: keras.Model, certificate: Certificate) -> keras.Model | 
     for layer in plain._flatten_layers(include_self=False):
         if layer.compute_dtype not in ("float32", "float64"):
             raise ValueError(
-                "Models are exported that compute in float32. Received: the layer "
-                f"'{layer.name}' of '{plain.name}', which computes in {layer.compute_dtype}"
+                "Exported are models that compute in float32. Received: the layer "
+                f"'{layer.name}' of '{plain.name}', which computes in {layer.compute_dtype}. Fold the model by "
+                '`vanilla_model(model, dtype="float32")` first.'
             )
     heads = answering_heads(certificate)
     if not heads:

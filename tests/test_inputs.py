@@ -100,11 +100,14 @@ def test_batches_of_one_and_none():
     assert model.predict_on_batch(inputs[:0]).shape == (0, 3)
     certificate = lip.certify(model)
     assert certificate.radius(model.predict_on_batch(inputs[:0]), inputs=inputs[:0]).shape == (0,)
-    for loss in (losses.MulticlassHKR(), losses.HingeKR(), losses.TauSparseCategoricalCrossentropy()):
-        none = loss(np.zeros((0,), "int32"), np.zeros((0, 3), "float32"))
-        assert (
-            to_numpy(none).shape == to_numpy(keras.losses.MeanSquaredError()(np.zeros((0, 3)), np.zeros((0, 3)))).shape
-        )
+    nothing = keras.losses.MeanSquaredError()(np.zeros((0, 1)), np.zeros((0, 1)))
+    for loss, shape, outputs in (
+        (losses.MulticlassHKR(), (0,), 3),
+        (losses.TauSparseCategoricalCrossentropy(), (0,), 3),
+        (losses.HingeKR(), (0, 1), 1),
+    ):
+        value = loss(np.zeros(shape, "int32"), np.zeros((0, outputs), "float32"))
+        assert to_numpy(value).shape == to_numpy(nothing).shape
 
 
 def test_the_last_batch_of_a_dataset_is_smaller():
@@ -195,7 +198,7 @@ def test_training_on_other_types(dtype):
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
 def test_plain_layers_that_compute_with_integers_have_no_certificate(dtype):
     inputs = keras.Input((8, 8, 4), dtype=dtype)
-    pooled = keras.layers.AveragePooling2D(name="pooled")(inputs)
+    pooled = keras.layers.AveragePooling2D(2, name="pooled")(inputs)
     with pytest.raises(CannotBoundError, match=f"'pooled' .* computes with integers, {dtype}.*Rescaling"):
         lip.certify(keras.Model(inputs, pooled))
     moved = keras.layers.Rescaling(2.0)(keras.layers.Permute((3, 1, 2))(keras.layers.ZeroPadding2D()(inputs)))

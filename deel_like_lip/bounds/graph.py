@@ -605,7 +605,8 @@ def _check_dtypes(model: Any) -> None:
             _check_dtypes(operation)
             continue
         dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in call.outputs}
-        low = sorted(dtypes.union({getattr(operation, "compute_dtype", None)}) & {"float16", "bfloat16"})
+        computes = {str(getattr(operation, "compute_dtype", None))}
+        low = sorted((dtypes | computes) & {"float16", "bfloat16"})
         if low and type(operation).__name__ != "Cast":  # which has a rule that refuses it
             raise call.refuse(
                 f"it computes in {low[0]}, whose rounding errors are as large as margins are, and certificates are of "
