@@ -55,17 +55,18 @@ def radius_model(plain: keras.Model, certificate: Certificate) -> keras.Model | 
         ValueError: If the model computes in less than float32, float32 cannot tell all inputs apart, or
             `rounding="sound"` needs the size of an input that has an unknown one.
     """
+    for layer in plain._flatten_layers(include_self=False):
+        if layer.compute_dtype not in ("float32", "float64"):
+            raise ValueError(
+                "Exported are models that compute in float32. Received: the layer "
+                f"'{layer.name}' of '{plain.name}', which computes in {layer.compute_dtype}. Fold the model by "
+                '`vanilla_model(model, dtype="float32")` first.'
+            )
     heads = answering_heads(certificate)
     if not heads:
         return None
     inputs = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in plain.inputs]
     logits = [keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype) for tensor in plain.outputs]
-    for layer in plain._flatten_layers(include_self=False):
-        if layer.compute_dtype not in ("float32", "float64"):
-            raise ValueError(
-                "Radii are exported for models that compute in float32. Received: the layer "
-                f"'{layer.name}' of '{plain.name}', which computes in {layer.compute_dtype}"
-            )
     for tensor in plain.inputs:
         if tensor.dtype not in _DTYPES:
             raise ValueError(

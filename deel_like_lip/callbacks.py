@@ -391,6 +391,7 @@ class CertifyCallback(keras.callbacks.Callback):
 
     Put it after callbacks that change weights at the end of an epoch, `SwapEMAWeights(swap_on_epoch=True)` and then
     `RenormalizeCallback`, and before `EarlyStopping` and `ModelCheckpoint`. Training is the same with and without it.
+    Of a model in mixed precision the fold to float32, `vanilla_model(model, dtype="float32")`, is certified.
     An optimizer with `use_ema` alone puts its averages in place after the last epoch, when all is logged: certify the
     model once more then.
 
@@ -494,7 +495,8 @@ class CertifyCallback(keras.callbacks.Callback):
     def _fold(self) -> None:
         """Folds the model. If only weights differ from the last fold, they go there, where `predict` is compiled."""
         state = random.getstate()
-        plain = vanilla_model(self.model)
+        low = any(layer.compute_dtype in ("float16", "bfloat16") for layer in self.model._flatten_layers())
+        plain = vanilla_model(self.model, dtype="float32" if low else None)
         random.setstate(state)  # Keras draws the seeds of the new layers' initializers
         if self._plain is not None and _recipe(plain) == _recipe(self._plain):
             set_weights(self._plain, plain.get_weights())

@@ -556,7 +556,7 @@ class Certificate:
                 raise ValueError(
                     f"Expected `inputs` of shape (samples, {', '.join(map(str, shape))}). Received: {values.shape}"
                 )
-            values = values.reshape(len(values), -1)
+            values = values.reshape(len(values), math.prod(values.shape[1:]))
             finite = np.isfinite(values)
             valid = valid & np.all(finite, axis=1)
             values = np.where(finite, values, 0.0)

@@ -10,7 +10,7 @@ from deel_like_lip._typing import Tensor
 from deel_like_lip.layers.base import LipschitzLayer, fold_activation, own_weights
 
 
-def vanilla_model(model: keras.Model) -> keras.Model:
+def vanilla_model(model: keras.Model, *, dtype: str | None = None) -> keras.Model:
     """Returns a plain Keras model that predicts the same, and loads where this library is not installed.
 
     Every layer of this library becomes built-in layers and ops with the weights that it has now. Other layers are
@@ -20,12 +20,14 @@ def vanilla_model(model: keras.Model) -> keras.Model:
     Args:
         model: A built model: `Sequential`, functional, or a subclass of `keras.Model` whose `call` only calls Keras
             layers, models and ops on its inputs.
+        dtype: "float32" or "float64": what the result computes in, and has its weights in, whatever `model` does. By
+            default each layer computes as the one that it comes from.
 
     Returns:
         A functional `keras.Model`.
 
     Raises:
-        ValueError: If the model is not built, or a layer cannot be folded; the message names it.
+        ValueError: If the model is not built, a layer cannot be folded, which the message names, or `dtype` is wrong.
 
     Example:
         >>> plain = vanilla_model(model)
@@ -33,7 +35,11 @@ def vanilla_model(model: keras.Model) -> keras.Model:
     """
     if not isinstance(model, keras.Model):
         raise ValueError(f"`vanilla_model` expects a `keras.Model`. Received: model={model!r}")
+    if dtype not in (None, "float32", "float64"):
+        raise ValueError(f'Expected `dtype` to be "float32", "float64" or None. Received: dtype={dtype!r}')
     plain = _Folder().fold_model(model)
+    if dtype is not None:
+        plain = _Folder(dtype).fold_model(plain)
     for layer in plain._flatten_layers(include_self=False):
         if not isinstance(layer, keras.Model):
             _check_plain(layer)
@@ -46,12 +52,13 @@ vanillaModel = vanilla_model  # noqa: N816 (the name in deel-lip)
 class _Folder:
     """Folds each layer once, so that layers which are called several times stay shared."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str | None = None) -> None:
         self._folded: dict[int, Callable[..., Any]] = {}
+        self._dtype = dtype  # for inputs and plain layers
 
     def fold_model(self, model: Any) -> keras.Model:
         inputs, run = _graph(model)
-        new_inputs = _new_inputs(inputs)
+        new_inputs = _new_inputs(inputs, self._dtype)
         return keras.Model(new_inputs, run(new_inputs, self._fold), name=model.name)
 
     def _fold(self, operation: Any) -> Callable[..., Any]:
@@ -78,7 +85,7 @@ class _Folder:
         if isinstance(operation, keras.Model):
             return self.fold_model(operation)
         if isinstance(operation, keras.layers.Layer):
-            return _copy(operation)
+            return _copy(operation, self._dtype)
         stateless_op: Callable[..., Any] = operation
         return stateless_op
 
@@ -128,10 +135,12 @@ def _symbolic_inputs(model: Any) -> Any:
     return keras.Input(batch_shape=(None, *shape[1:]))
 
 
-def _new_inputs(tensors: Any) -> Any:
-    return keras.tree.map_structure(
-        lambda tensor: keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name), tensors
-    )
+def _new_inputs(tensors: Any, dtype: str | None = None) -> Any:
+    def new(tensor: Any) -> Any:
+        own = dtype if dtype and keras.backend.is_float_dtype(tensor.dtype) else tensor.dtype
+        return keras.Input(batch_shape=tensor.shape, dtype=own, name=tensor.name)
+
+    return keras.tree.map_structure(new, tensors)
 
 
 def _name_after(layer: str, inputs: Tensor, outputs: Tensor) -> None:
@@ -167,14 +176,20 @@ _ACTIVATION_COMES_LAST = (
 )
 
 
-def _copy(layer: Any) -> Callable[..., Any]:
-    """Returns a copy of a plain layer, with its weights, and with its activation folded."""
+def _copy(layer: Any, dtype: str | None = None) -> Callable[..., Any]:
+    """Returns a copy of a plain layer, with its weights, with its activation folded, and in a dtype if one is given."""
+    for part in layer._flatten_layers():
+        if getattr(part, "quantization_mode", None) not in (None, "int8", "int4"):
+            raise ValueError(
+                f"The {type(part).__name__} layer '{part.name}' cannot be folded: it is quantized by the mode "
+                f"'{part.quantization_mode}'. Fold the model first, then quantize its kernels to int8 or int4."
+            )
     activation = getattr(layer, "activation", None)
     own_activation = isinstance(activation, LipschitzLayer) and type(layer) in _ACTIVATION_COMES_LAST
     config = layer.get_config()
     if own_activation:
         config["activation"] = None
-    copy = type(layer).from_config(config)
+    copy = type(layer).from_config(_with_dtype(config, dtype) if dtype else config)
     weights = [
         keras.ops.convert_to_numpy(weight) for weight in (own_weights(layer) if own_activation else layer.weights)
     ]
@@ -190,6 +205,15 @@ def _copy(layer: Any) -> Callable[..., Any]:
         return fold(outputs) if fold is not None else outputs
 
     return folded
+
+
+def _with_dtype(config: Any, dtype: str) -> Any:
+    """Returns a layer's config with another dtype for it and those inside of it, unless they are quantized."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return dtype
+        return {name: _with_dtype(value, dtype) for name, value in config.items()}
+    return [_with_dtype(value, dtype) for value in config] if isinstance(config, list) else config
 
 
 def set_weights(layer: Any, weights: Sequence[Any]) -> None:

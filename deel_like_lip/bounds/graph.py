@@ -161,6 +161,7 @@ def bound_graph(model: keras.Model, *, rounding: bool = False, verbose: int = 0)
         >>> round(bound_graph(vanilla_model(model)).constant, 3)
         1.0
     """
+    _check_dtypes(model)
     walk = _Walk(rounding, keras.utils.Progbar(_count(model), unit_name="layer") if verbose else None)
     count = len(model.inputs)
     inputs = []
@@ -574,6 +575,50 @@ def _count(model: Any) -> int:
     if isinstance(model, keras.Sequential):
         model = model._functional
     return sum(_count(call.operation) if isinstance(call.operation, keras.Model) else 1 for call in _calls(model))
+
+
+# What only moves integers, or makes floating-point numbers of them before anything else.
+_TAKES_INTEGERS = {
+    *(
+        "Flatten",
+        "Reshape",
+        "Permute",
+        "Identity",
+        "Dropout",
+        "SpatialDropout1D",
+        "SpatialDropout2D",
+        "SpatialDropout3D",
+    ),
+    *("Cropping1D", "Cropping2D", "Cropping3D", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Concatenate"),
+    *("Cast", "Moveaxis", "Pad", "Split", "Squeeze", "Stack", "Take", "Transpose", "ExpandDims", "GetItem"),
+    *("Rescaling", "Normalization"),
+}
+
+
+def _check_dtypes(model: Any) -> None:
+    """Raises where a model computes in less than float32, or in integers: it may be far from the map it defines."""
+    if isinstance(model, keras.Sequential):
+        model = model._functional
+    for call in _calls(model):
+        operation = call.operation
+        if isinstance(operation, keras.Model):
+            _check_dtypes(operation)
+            continue
+        dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in call.outputs}
+        computes = {str(getattr(operation, "compute_dtype", None))}
+        low = sorted((dtypes | computes) & {"float16", "bfloat16"})
+        if low and type(operation).__name__ != "Cast":  # which has a rule that refuses it
+            raise call.refuse(
+                f"it computes in {low[0]}, whose rounding errors are as large as margins are, and certificates are of "
+                'float32 and float64. Certify and use `vanilla_model(model, dtype="float32")`, of the same weights.'
+            )
+        dtypes |= {keras.backend.standardize_dtype(tensor.dtype) for tensor in call.inputs}
+        integers = sorted(dtype for dtype in dtypes if not keras.backend.is_float_dtype(dtype))
+        if integers and type(operation).__name__ not in _TAKES_INTEGERS:
+            raise call.refuse(
+                f"it computes with integers, {integers[0]}, which wrap around and are rounded off. Make the numbers "
+                "floating-point first, by `keras.layers.Rescaling` or an `Input` of another dtype."
+            )
 
 
 def _calls(model: Any) -> Iterator[Call]:

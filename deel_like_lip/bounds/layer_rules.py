@@ -1,5 +1,6 @@
 """Bound rules for the layers of Keras."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,8 +23,16 @@ from deel_like_lip.bounds.operators import (
     mean_matrix,
     spatial_axes,
 )
-from deel_like_lip.bounds.rounding import EPSILON, FLOAT32_ROUNDOFF, norm_up, product_up, root_up, up
-from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, linear, rule, weight
+from deel_like_lip.bounds.rounding import (
+    EPSILON,
+    FLOAT32_ROUNDOFF,
+    FLOAT32_UNDERFLOW,
+    norm_up,
+    product_up,
+    root_up,
+    up,
+)
+from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, linear, rule, to_float64, weight
 
 layers = keras.layers
 Effects = Sequence[Effect]
@@ -94,9 +103,44 @@ def spread_norm(call: Call, array: Array) -> float:
 @rule(layers.Dense)
 def _dense(call: Call) -> Effects:
     layer = call.operation
+    if layer.quantization_mode in ("int8", "int4") and not layer.lora_enabled:
+        return _quantized_dense(call)
     # With more than two axes the kernel acts on each position by itself, which leaves its norm as it is.
     operator = Dense(call.in_shape, call.out_shape, weight(call, layer.kernel))
     return _activated(call, linear(operator, offset=_bias_offset(call, layer.bias), keeps_sizes=True))
+
+
+def _quantized_dense(call: Call) -> Effects:
+    """`(x Q) / s` with integers Q, or `x ((Q - z) s)` where a group of inputs has its own s and z, as Keras computes.
+
+    Both are linear where x is left as it is: the kernel is the dequantized one.
+    """
+    layer = call.operation
+    if layer.inputs_quantizer:
+        raise call.refuse(
+            "it rounds its inputs too, at each call, so that outputs jump and no constant bounds them. Quantize the "
+            "kernels alone: `quantize(config=keras.quantizers.Int8QuantizationConfig(activation_quantizer=None))`."
+        )
+    integers, scale = to_float64(layer.kernel), to_float64(layer.kernel_scale)
+    underflow = 0.0
+    if hasattr(layer, "kernel_zero"):
+        groups, zeros = to_float64(layer.g_idx).astype(int), to_float64(layer.kernel_zero)
+        if not np.all((groups >= 0) & (groups < len(scale))):
+            raise call.refuse("it has inputs of a group without a scale.")
+        kernel = (integers - zeros[groups]) * scale[groups]  # exact: 9 and 24 bits
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            kernel = integers / scale
+        # What the products with Q lose to underflow is divided by s too.
+        smallest = float(np.min(np.abs(scale), initial=1.0))
+        lost = product_up(2.0 * (len(kernel) + 4), FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
+        underflow = up(lost / smallest) if smallest else math.inf
+    operator = Dense(call.in_shape, call.out_shape, kernel, error=product_up(EPSILON, norm_up(kernel)))
+    offset = 0.0 if layer.bias is None else spread_norm(call, to_float64(layer.bias))
+    known = bool(np.all(np.abs(scale) >= FLOAT32_UNDERFLOW))  # others may be flushed to zero
+    effect = linear(operator, offset=offset, keeps_sizes=True)
+    # Besides those of the sum: of the dequantized kernel, or of 1 / s and of the product with it.
+    return _activated(call, dataclasses.replace(effect, roundings=2 if known else None, underflow=underflow))
 
 
 @rule(layers.EinsumDense)

@@ -162,7 +162,8 @@ class LinearMap:
             return Matrix(images, self.matrix.error * operator.norm * (1 + 4 * EPSILON))
         norm = operator.absolute_norm
         rounding = EPSILON * (2 * operator.terms + 8) * norm * (norm_up(self.matrix.images) + self.matrix.error)
-        return Matrix(images, (norm * self.matrix.error + rounding) * (1 + 8 * EPSILON))
+        carried = norm * self.matrix.error + getattr(operator, "error", 0.0) * norm_up(self.matrix.images)
+        return Matrix(images, (carried + rounding) * (1 + 8 * EPSILON))
 
 
 def _entries(shape: Shape) -> float:

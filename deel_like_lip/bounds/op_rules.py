@@ -302,9 +302,15 @@ rule("Roll")(_moved(lambda call: lambda array: np.roll(array, call.operation.shi
 rule("Repeat")(_moved(lambda call: lambda array: np.repeat(array, call.operation.repeats, call.operation.axis)))
 rule("Tile")(_moved(lambda call: lambda array: np.tile(array, call.operation.repeats)))
 rule("Swapaxes")(_moved(lambda call: lambda array: np.swapaxes(array, call.operation.axis1, call.operation.axis2)))
-rule("Moveaxis")(
-    _moved(lambda call: lambda array: np.moveaxis(array, call.operation.source, call.operation.destination))
-)
+
+
+@rule("Moveaxis")
+def _move_axis(call: Call) -> Effects:
+    source, destination = call.operation.source, call.operation.destination
+    rank = len(call.input_shape)
+    if None in call.in_shape and all(axis % rank for axis in np.ravel([source, destination])):
+        return picked(call, None)
+    return _moved(lambda call: lambda array: np.moveaxis(array, source, destination))(call)
 
 
 @rule("Take")
@@ -314,6 +320,9 @@ def _take(call: Call) -> Effects:
     size = call.input_shape[axis] if isinstance(axis, int) else None
     if size is None or np.any(indices < -size) or np.any(indices >= size):
         raise call.refuse("it takes values from an axis of which the size is not known, or from outside of it.")
+    if None in call.in_shape and axis % len(call.input_shape):
+        repeats = int(np.max(np.bincount(indices.reshape(-1) % size), initial=0))
+        return picked(call, None, repeats, keeps_sizes=True)
     return _moved(lambda call: lambda array: np.take(array, indices, axis))(call)
 
 
@@ -332,6 +341,9 @@ def _pad(call: Call) -> Effects:
     operation = call.operation
     if operation.mode == "constant" and np.any(_constant(call, call.argument(1, "constant_values", 0) or 0) != 0):
         raise call.refuse("it pads with values that are not 0.")
+    widths = [tuple(pair) for pair in operation.pad_width]
+    if operation.mode == "constant" and None in call.in_shape and len(widths) > 1 and widths[0] == (0, 0):
+        return picked(call, None)
     options = {"constant_values": -1} if operation.mode == "constant" else {}
     effects = _moved(lambda call: lambda array: np.pad(array, operation.pad_width, operation.mode, **options))(call)
     if operation.mode != "symmetric" or np.max(operation.pad_width, initial=0) < 2:

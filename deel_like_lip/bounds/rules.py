@@ -213,9 +213,20 @@ def weight(call: Call, variable: Any) -> npt.NDArray[np.float64]:
         CannotBoundError: If it is quantized, or has a LoRA update.
     """
     layer = call.operation
-    if getattr(layer, "quantization_mode", None) is not None or getattr(layer, "lora_enabled", False):
-        raise call.refuse("its kernel is quantized or has a LoRA update. Merge or dequantize it first.")
-    array: npt.NDArray[np.float64] = keras.ops.convert_to_numpy(variable).astype(np.float64)
+    if getattr(layer, "lora_enabled", False):
+        raise call.refuse("its kernel has a LoRA update. Merge that into the kernel first.")
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is not None:
+        raise call.refuse(
+            f"it is quantized by the mode '{mode}'. Bounded are `Dense` layers of which the kernel alone is quantized "
+            "to int8 or int4: leave this layer out, by the `filters` of `quantize`."
+        )
+    return to_float64(variable)
+
+
+def to_float64(tensor: Any) -> npt.NDArray[np.float64]:
+    """Returns a tensor as an array of float64."""
+    array: npt.NDArray[np.float64] = keras.ops.convert_to_numpy(tensor).astype(np.float64)
     return array
 
 

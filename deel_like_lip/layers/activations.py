@@ -36,7 +36,12 @@ class _ChannelSort(ChannelLayer):
 
     def fold(self) -> Callable[[Tensor], Tensor]:
         scale = fold_scale(self.k_coef_lip)
-        return lambda inputs: scale(self._sorted(inputs, _sort_pairs_by_extrema))
+
+        def folded(inputs: Tensor) -> Tensor:
+            unknown = None in inputs.shape[1:]
+            return scale(self._sorted_by_channels(inputs) if unknown else self._sorted(inputs, _sort_pairs_by_extrema))
+
+        return folded
 
     def _sorted(self, inputs: Tensor, of_pairs: Callable[[Tensor, int], Tensor]) -> Tensor:
         axis, view = self._views(inputs.shape)
@@ -46,6 +51,23 @@ class _ChannelSort(ChannelLayer):
             return of_pairs(viewed, axis) if view[self._sorted_axis] == 2 else ops.sort(viewed, axis=axis)
 
         return self._through_view(inputs, axis, view, sort)
+
+    def _sorted_by_channels(self, inputs: Tensor) -> Tensor:
+        """Sorts without a view: the graph of a model cannot give one two sizes that are not known."""
+        axis, view = self._views(inputs.shape)
+        channels, size = view[0] * view[1], view[self._sorted_axis]
+        if size == channels:
+            return ops.sort(inputs, axis=axis)
+        if size != 2:
+            raise ValueError(
+                f"The {type(self).__name__} layer '{self.name}' with n={size} folds only where the size of its input "
+                f"is known. Give the model an `Input` of fixed size. Received: input_shape={tuple(inputs.shape)}"
+            )
+        if self._sorted_axis == 0:
+            return _sort_pairs_by_extrema(inputs, axis)
+        apart = np.arange(channels).reshape(-1, 2).T.reshape(-1)  # the first of each pair, then the second
+        outputs = _sort_pairs_by_extrema(ops.take(inputs, apart, axis=axis), axis)
+        return ops.take(outputs, np.argsort(apart), axis=axis)
 
     # Which of the two axes of the view is sorted: 1 for neighbouring channels, 0 for channels that are far apart.
     _sorted_axis = 1

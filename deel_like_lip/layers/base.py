@@ -49,6 +49,16 @@ class LipschitzLayer(keras.layers.Layer):
         super().__init__(*args, **kwargs)
         self.k_coef_lip = checked_positive(k_coef_lip, "k_coef_lip")
 
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer. Integers, such as the pixels of images, are computed with as floating-point numbers."""
+        return super().__call__(keras.tree.map_structure(self._as_float, inputs), *args, **kwargs)
+
+    def _as_float(self, inputs: Any) -> Any:
+        dtype = getattr(inputs, "dtype", None)
+        if dtype is None or keras.backend.is_float_dtype(keras.backend.standardize_dtype(dtype)):
+            return inputs
+        return ops.cast(inputs, self.compute_dtype)
+
     def fold(self) -> Callable[[Tensor], Tensor]:
         """Returns a function that does the same with built-in Keras layers and ops only.
 

@@ -38,6 +38,7 @@ class _DenseMaps(Block):
             **kwargs,
         )
         self.units = units
+        self.supports_masking = True
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "units": self.units}

@@ -109,7 +109,6 @@ def test_sound_radii_are_positive_where_it_matters(rng):
 REFUSED = {
     "tanh": (lambda: keras.layers.Activation("tanh", name="layer"), {}),
     "softmax": (lambda: keras.layers.Softmax(name="layer"), {}),
-    "mixed precision": (lambda: keras.layers.Dense(3, dtype="mixed_bfloat16", name="layer"), {}),
     "LayerNormalization": (lambda: keras.layers.LayerNormalization(epsilon=1.0, name="layer"), {}),
 }
 
