@@ -56,13 +56,13 @@ def trained(policy):
     keras.utils.set_random_seed(0)
     with under(policy):
         model = net()
-    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, 128))
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-2, 256))
     model.compile(optimizer, losses.MulticlassHKR(alpha=20.0, min_margin=1.0))
-    certify = lip.callbacks.CertifyCallback(blobs(2000, seed=1), [0.0, 0.5], every=4)
+    certify = lip.callbacks.CertifyCallback(blobs(2000, seed=1), [0.0, 0.25], every=8)
     chain = [lip.callbacks.RenormalizeCallback(), certify]
-    history = model.fit(inputs, labels, batch_size=32, epochs=4, verbose=0, callbacks=chain).history
+    history = model.fit(inputs, labels, batch_size=32, epochs=8, verbose=0, callbacks=chain).history
     assert history["loss"][-1] < history["loss"][0]
-    return model, [history[f"val_certified_accuracy_{radius:g}"][-1] for radius in (0.0, 0.5)]
+    return model, [history[f"val_certified_accuracy_{radius:g}"][-1] for radius in (0.0, 0.25)]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_training_is_as_in_float32(policy, in_float32):
     check_kernels(model, "float64" if policy == "float64" else "float32")
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
     assert model.layers[0].compute_dtype == POLICIES[policy]
-    assert min(in_float32) > 0.9
+    assert min(in_float32) > 0.98
     np.testing.assert_allclose(shares, in_float32, atol=0.005)
 
 
