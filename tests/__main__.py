@@ -9,7 +9,7 @@ import time
 BACKENDS = ("tensorflow", "jax", "torch")
 # JAX compiles most tests longer than it runs them: with less optimization they take a third less time.
 ENVIRONMENTS = {
-    "jax": {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"},
+    "jax": {"XLA_FLAGS": "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"},
 }
 CHECKS = (["ruff", "format", "--check", "."], ["ruff", "check", "."], ["mypy"])
 
