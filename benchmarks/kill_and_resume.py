@@ -192,7 +192,8 @@ def serve(kind: str, path: pathlib.Path) -> Any:
     if kind == "saved_model":
         import tensorflow as tf
 
-        return tf.saved_model.load(str(path)).serve(tf.constant(samples())).numpy()
+        served = tf.saved_model.load(str(path))  # its variables go when it does
+        return served.serve(tf.constant(samples())).numpy()
     if kind == "onnx":
         import onnxruntime
 
