@@ -146,6 +146,21 @@ def peak_memory(train_steps: Callable[[], Any]) -> int:
     return status("VmHWM") - before
 
 
+def singular_values(model: Any) -> Any:
+    """Returns the singular values of all constrained kernels as matrices, over those of orthogonal ones."""
+    import keras
+    import numpy as np
+
+    from deel_like_lip.renormalization import constrained_layers
+
+    values = []
+    for layer in constrained_layers(model):
+        kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        values.append(np.linalg.svd(matrix, compute_uv=False) / layer.parametrization.norm)
+    return np.concatenate(values)
+
+
 def compile_hkr(model: Any, steps: int, min_margin: float = 1.0, rate: float = 3e-3, **options: Any) -> None:
     """Compiles a classifier for a training of so many steps."""
     import keras

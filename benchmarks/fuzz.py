@@ -13,6 +13,7 @@ Counts are printed. Exit status 1 if a failure was found.
 
 import argparse
 import collections
+import functools
 import hashlib
 import json
 import math
@@ -274,6 +275,7 @@ class Subject(NamedTuple):
     inputs: Any
 
 
+@functools.cache
 def subjects() -> list[Subject]:
     keras.utils.set_random_seed(0)
     layers = lip.layers
@@ -310,14 +312,14 @@ _FACTORS = st.sampled_from([0.0, 0.1, 0.5, 1 - 1e-6, 1 + 1e-6, 2.0, -1.0, 1e300]
 
 def mutations() -> st.SearchStrategy[tuple[int, str, bytes]]:
     """Returns a strategy for a subject's number, "accident" or "intent", and the bytes of its edited certificate."""
-    _subjects()  # so that no random numbers are drawn later but by hypothesis
+    subjects()  # so that no random numbers are drawn later but by hypothesis
     return _mutations()
 
 
 @st.composite
 def _mutations(draw: Any) -> tuple[int, str, bytes]:
-    index = draw(st.integers(0, len(_subjects()) - 1))
-    text = _subjects()[index].certificate.to_json()
+    index = draw(st.integers(0, len(subjects()) - 1))
+    text = subjects()[index].certificate.to_json()
     if draw(st.integers(0, 3)) == 0:
         return index, "accident", draw(_damaged(text.encode()))
     fields = json.loads(text)
@@ -325,14 +327,14 @@ def _mutations(draw: Any) -> tuple[int, str, bytes]:
         _edit(draw, fields)
     if draw(st.booleans()):
         return index, "accident", json.dumps(fields).encode()
-    return index, "intent", signed(fields)
+    return index, "intent", signed(fields).encode()
 
 
-def signed(fields: dict[str, Any]) -> bytes:
-    """Returns fields as JSON with the checksum that fits."""
+def signed(fields: dict[str, Any]) -> str:
+    """Returns fields as JSON with the checksum that fits, as somebody may write it who knows how."""
     fields.pop("checksum", None)
     content = json.dumps(fields, sort_keys=True).encode()
-    return json.dumps({**fields, "checksum": hashlib.sha256(content).hexdigest()}).encode()
+    return json.dumps({**fields, "checksum": hashlib.sha256(content).hexdigest()})
 
 
 @st.composite
@@ -385,15 +387,6 @@ def _numbers_below(value: Any, container: Any, key: Any) -> list[tuple[Any, Any]
     return [(key, container)] if isinstance(value, (int, float)) and not isinstance(value, bool) else []
 
 
-_made_subjects: list[Subject] = []
-
-
-def _subjects() -> list[Subject]:
-    if not _made_subjects:
-        _made_subjects.extend(subjects())
-    return _made_subjects
-
-
 def check_mutation(mutation: tuple[int, str, bytes]) -> str:
     """Returns what became of a mutated certificate.
 
@@ -401,7 +394,7 @@ def check_mutation(mutation: tuple[int, str, bytes]) -> str:
         AssertionError: If it is neither refused nor right.
     """
     index, kind, content = mutation
-    subject = _subjects()[index]
+    subject = subjects()[index]
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         file.write(content)
         file.flush()

@@ -21,8 +21,7 @@ import keras
 import numpy as np
 
 import deel_like_lip as lip
-from benchmarks._common import compile_hkr
-from deel_like_lip.renormalization import constrained_layers
+from benchmarks._common import compile_hkr, singular_values
 from examples.quickstart import load
 
 RADII = (0.0, 0.3, 0.5, 1.0)
@@ -42,16 +41,6 @@ def build(shape: tuple[int, ...], classes: int) -> keras.Model:
             layers.SpectralDense(classes),
         ]
     )
-
-
-def singular_values(model: keras.Model) -> np.ndarray:
-    """Returns the singular values of all kernels as matrices, over those of orthogonal ones."""
-    values = []
-    for layer in constrained_layers(model):
-        kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
-        matrix = kernel.reshape(-1, kernel.shape[-1])
-        values.append(np.linalg.svd(matrix, compute_uv=False) / layer.parametrization.norm)
-    return np.concatenate(values)
 
 
 def main() -> None:

@@ -21,8 +21,7 @@ import keras
 import numpy as np
 
 import deel_like_lip as lip
-from benchmarks._common import CLASSES, samples
-from deel_like_lip.renormalization import constrained_layers
+from benchmarks._common import CLASSES, samples, singular_values
 
 SHAPE, BATCH, PARTS = (8, 8, 1), 32, 10
 
@@ -66,14 +65,7 @@ def soak(steps: int) -> Soaked:
         ).history
         losses.append(history["loss"][0])
         memory.append(resident())
-    return Soaked(memory, losses, max(map(deviation, constrained_layers(model))))
-
-
-def deviation(layer: lip.layers.LipschitzLayer) -> float:
-    """Returns how far the singular values of a kernel, as a matrix, are from those that an orthogonal one has."""
-    kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
-    values = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)
-    return float(np.max(np.abs(values / layer.parametrization.norm - 1)))
+    return Soaked(memory, losses, float(np.max(np.abs(singular_values(model) - 1))))
 
 
 def resident() -> float:

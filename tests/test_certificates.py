@@ -1,6 +1,5 @@
 """Certificates: radii by hand, soundness against a search, and bad input."""
 
-import hashlib
 import json
 import re
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 import deel_like_lip as lip
+from benchmarks.fuzz import signed
 from deel_like_lip.bounds import Affine, LayerBound
 from deel_like_lip.certificates import CertificateError, Head
 from tests.helpers import to_numpy, vector_jacobian_product
@@ -350,11 +350,11 @@ def test_verify(rng):
         with pytest.raises(CertificateError, match="its checksum is that of another one"):
             lip.Certificate.from_json(json.dumps(fields))
         with pytest.raises(CertificateError, match="claims smaller constants"):
-            lip.Certificate.from_json(with_checksum(fields)).verify(model)
+            lip.Certificate.from_json(signed(fields)).verify(model)
     fields = json.loads(certificate.to_json())
     fields["input_shapes"] = [[2]]
     with pytest.raises(CertificateError, match="inputs or outputs of other names or shapes"):
-        lip.Certificate.from_json(with_checksum(fields)).verify(model)
+        lip.Certificate.from_json(signed(fields)).verify(model)
     model.layers[0].kernel.assign(to_numpy(model.layers[0].kernel) * 0.9999)
     with pytest.raises(CertificateError, match="was computed from other weights"):
         certificate.verify(model)
@@ -371,7 +371,7 @@ def test_verify_knows_outputs_by_their_names():
         names = [head["name"] for head in fields["heads"]]
         for head, name in zip(fields["heads"], reversed(names), strict=True):
             head["name"] = name
-        swapped = lip.Certificate.from_json(with_checksum(fields))
+        swapped = lip.Certificate.from_json(signed(fields))
         for other in (model, lip.vanilla_model(model)):
             with pytest.raises(CertificateError, match="other names"):
                 swapped.verify(other)
@@ -420,14 +420,7 @@ def edited(**changes):
             del place[target]
         else:
             place[target] = value
-    return with_checksum(fields)
-
-
-def with_checksum(fields):
-    """Returns fields as JSON with the checksum that fits, as somebody may write it who knows how."""
-    fields.pop("checksum", None)
-    content = json.dumps(fields, sort_keys=True).encode()
-    return json.dumps({**fields, "checksum": hashlib.sha256(content).hexdigest()})
+    return signed(fields)
 
 
 DAMAGED = {

@@ -56,12 +56,12 @@ def test_faults_are_found(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             fuzz.check_configuration(dense)
     monkeypatch.setattr(lip.Certificate, "verify", lambda self, model, **options: None)
-    fields = json.loads(fuzz._subjects()[0].certificate.to_json())
+    fields = json.loads(fuzz.subjects()[0].certificate.to_json())
     fields["heads"][0]["pair_constants"] = (0.9 * np.array(fields["heads"][0]["pair_constants"])).tolist()
     with pytest.raises(AssertionError, match="above"):
-        fuzz.check_mutation((0, "intent", fuzz.signed(fields)))
+        fuzz.check_mutation((0, "intent", fuzz.signed(fields).encode()))
     with pytest.raises(AssertionError, match="an edited certificate was read"):
-        fuzz.check_mutation((0, "accident", fuzz.signed(fields)))
+        fuzz.check_mutation((0, "accident", fuzz.signed(fields).encode()))
 
 
 # --- what it has found -----------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def _activated(call: Call, effect: Effect) -> Effects:
 
 def _bias_offset(call: Call, bias: Any) -> float:
     """Returns the l2 norm of a bias that is added to the whole output."""
-    return 0.0 if bias is None else spread_norm(call, weight(call, bias))
+    return 0.0 if bias is None else spread_norm(call, to_float64(bias))
 
 
 def spread_norm(call: Call, array: Array) -> float:
@@ -136,9 +136,8 @@ def _quantized_dense(call: Call) -> Effects:
         lost = product_up(2.0 * (len(kernel) + 4), FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
         underflow = up(lost / smallest) if smallest else math.inf
     operator = Dense(call.in_shape, call.out_shape, kernel, error=product_up(EPSILON, norm_up(kernel)))
-    offset = 0.0 if layer.bias is None else spread_norm(call, to_float64(layer.bias))
     known = bool(np.all(np.abs(scale) >= FLOAT32_UNDERFLOW))  # others may be flushed to zero
-    effect = linear(operator, offset=offset, keeps_sizes=True)
+    effect = linear(operator, offset=_bias_offset(call, layer.bias), keeps_sizes=True)
     # Besides those of the sum: of the dequantized kernel, or of 1 / s and of the product with it.
     return _activated(call, dataclasses.replace(effect, roundings=2 if known else None, underflow=underflow))
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 import deel_like_lip as lip
+from examples.mnist_records import muon
 from examples.paper import attacks
 from examples.paper.data import Data
 
@@ -206,7 +207,7 @@ def optimizer(kind: Kind, steps: int) -> keras.optimizers.Optimizer:
     """Returns Adam for a plain net; for orthogonal kernels Muon, whose updates have singular values of one size too."""
     if kind == "plain":
         return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps))
-    return keras.optimizers.Muon(keras.optimizers.schedules.CosineDecay(0.02, steps), ns_steps=3)
+    return muon(keras.optimizers.schedules.CosineDecay(0.02, steps))
 
 
 def _train_adversarially(
