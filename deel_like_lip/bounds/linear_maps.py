@@ -21,6 +21,7 @@ from deel_like_lip.bounds.operators import (
     Pick,
     Scale,
     add,
+    error_norm,
     identity,
     merge,
 )
@@ -162,7 +163,7 @@ class LinearMap:
             return Matrix(images, self.matrix.error * operator.norm * (1 + 4 * EPSILON))
         norm = operator.absolute_norm
         rounding = EPSILON * (2 * operator.terms + 8) * norm * (norm_up(self.matrix.images) + self.matrix.error)
-        carried = norm * self.matrix.error + getattr(operator, "error", 0.0) * norm_up(self.matrix.images)
+        carried = norm * self.matrix.error + error_norm(operator) * norm_up(self.matrix.images)
         return Matrix(images, (carried + rounding) * (1 + 8 * EPSILON))
 
 

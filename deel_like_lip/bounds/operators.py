@@ -338,8 +338,7 @@ class PaddedConvolution(Operator):
             return bound
         # Entries of the matrix are sums of at most as many terms as there are in one of the convolution.
         rounding = EPSILON * (2 * self.terms + 8) * self.absolute_norm * math.sqrt(inputs)
-        carried = product_up(self.pad.norm, convolution.kernel_error)
-        return min(bound, up(spectral_norm_bound(self._matrix) + (rounding + carried)))
+        return min(bound, up(spectral_norm_bound(self._matrix) + (rounding + error_norm(self))))
 
     @functools.cached_property
     def absolute_norm(self) -> float:
@@ -438,6 +437,13 @@ def identity(shape: Shape) -> Operator:
 
 def _channel_axis(convolution: Convolution) -> int:
     return 0 if convolution.channels_first else -1
+
+
+def error_norm(operator: Operator) -> float:
+    """Returns by how much, in norm, an operator may be off the one that is meant."""
+    if isinstance(operator, PaddedConvolution):
+        return product_up(operator.pad.norm, operator.convolution.kernel_error)
+    return operator.kernel_error if isinstance(operator, Convolution) else _error(operator)
 
 
 def _error(operator: Operator) -> float:
