@@ -13,11 +13,15 @@ import argparse
 import contextlib
 import json
 import os
+import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from _common import CLASSES, Measured, in_turns, keras_trainer, machine, ratios, versions, worker_result
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `benchmarks` and `examples`
+
+from benchmarks._common import CLASSES, Measured, in_turns, keras_trainer, machine, ratios, versions, worker_result
 
 DEVICES = 8
 
@@ -121,13 +125,10 @@ def placements() -> dict[str, Callable[[], Any]]:
 
 def strategies() -> dict[str, Callable[[], Any]]:
     """Returns scopes in which Keras on TensorFlow uses one device or several."""
-    import tensorflow as tf
+    from examples.distributed import make_devices, mirrored_strategy
 
-    tf.config.threading.set_inter_op_parallelism_threads(8 * DEVICES)
-    (processor,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
-    strategy = tf.distribute.MirroredStrategy(tf.config.list_logical_devices("CPU"))
-    return {"one": contextlib.nullcontext, "eight": strategy.scope}
+    make_devices("tensorflow")
+    return {"one": contextlib.nullcontext, "eight": mirrored_strategy().scope}
 
 
 def projection(options: argparse.Namespace, spread: dict[str, Callable[[], Any]]) -> Measured:
@@ -157,7 +158,7 @@ def projection(options: argparse.Namespace, spread: dict[str, Callable[[], Any]]
             jax.block_until_ready(compiled[name](kernels[name]))
         return (time.perf_counter() - start) / 5
 
-    result = ratios({name: lambda name=name: measure(name) for name in compiled}, options.turns)
+    result = ratios({name: lambda name=name: measure(name) for name in compiled}, options.turns)  # type: ignore[misc]
     figures = {"projection alone on one device in ms": 1e3 * result.pop("one")}
     figures |= {f"projection alone, {name}, ratio to one device": value for name, value in result.items()}
     operations = {name: (program.cost_analysis() or {})["flops"] for name, program in compiled.items()}
