@@ -77,7 +77,7 @@ def one_vs_all_signs(y_true: Tensor, y_pred: Tensor, owner: str) -> tuple[Tensor
 
 def _signs(labels: Tensor, outputs: Tensor) -> Tensor:
     # Above one half: right for 0 and 1, for -1 and 1, and for smoothed labels.
-    return ops.where(ops.cast(labels, "float32") > 0.5, ops.ones_like(outputs), -ops.ones_like(outputs))
+    return ops.cast(ops.cast(labels, "float32") > 0.5, outputs.dtype) * 2 - 1
 
 
 def _as_matrix(y_pred: Tensor, owner: str) -> Tensor:

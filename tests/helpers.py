@@ -115,10 +115,9 @@ def vector_jacobian_product(function: Any, inputs: Array, cotangent: Array) -> A
         return to_numpy(jax.jit(jax.grad(lambda x: (function(x) * cotangent).sum()))(jax.numpy.asarray(inputs)))
     import torch
 
-    tensor = torch.tensor(inputs, requires_grad=True)
-    (function(tensor) * torch.tensor(cotangent)).sum().backward()
-    assert tensor.grad is not None
-    return tensor.grad.numpy()
+    tensor = keras.ops.convert_to_tensor(inputs).requires_grad_()
+    (gradient,) = torch.autograd.grad(function(tensor), tensor, keras.ops.convert_to_tensor(cotangent))
+    return to_numpy(gradient)
 
 
 def jacobian(function: Any, point: Array) -> Array:

@@ -26,8 +26,8 @@ class _ChannelSort(ChannelLayer):
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if keras.backend.backend() != "tensorflow":
             of_pairs = sort_pairs if training else _sort_pairs_by_extrema
-        else:  # there compiling it alone takes time and memory once, which images are worth
-            of_pairs = _sort_pairs_in_one_pass if len(inputs.shape) > 3 else sort_pairs
+        else:  # there it is compiled by itself, for each size once
+            of_pairs = sort_pairs if None in inputs.shape[1:] else _sort_pairs_in_one_pass
         return scaled(self._sorted(inputs, of_pairs), self.k_coef_lip)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
@@ -103,7 +103,7 @@ def sort_pairs(inputs: Tensor, axis: int) -> Tensor:
 
 
 def _sort_pairs_in_one_pass(inputs: Tensor, axis: int) -> Tensor:
-    """Sorts like `sort_pairs`, forth and back in one pass through memory each on TensorFlow, which images are worth."""
+    """Sorts like `sort_pairs`, on TensorFlow in one pass through memory forth and in one back."""
 
     @ops.custom_gradient
     def sort(values: Tensor) -> tuple[Tensor, Any]:

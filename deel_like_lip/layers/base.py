@@ -51,7 +51,9 @@ class LipschitzLayer(keras.layers.Layer):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls the layer. Integers, such as the pixels of images, are computed with as floating-point numbers."""
-        return super().__call__(keras.tree.map_structure(self._as_float, inputs), *args, **kwargs)
+        one = getattr(inputs, "dtype", None) is not None
+        inputs = self._as_float(inputs) if one else keras.tree.map_structure(self._as_float, inputs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def _as_float(self, inputs: Any) -> Any:
         dtype = getattr(inputs, "dtype", None)

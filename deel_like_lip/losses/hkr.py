@@ -38,17 +38,16 @@ def kr_terms(
         >>> np.round(kr_terms(np.array([[1.0], [-1.0]]), np.array([[2.0], [0.5]])), 4)
         array([-4.,  1.])
     """
-    weights = ops.ones_like(outputs) if weights is None else weights
-    positive = ops.where(signs > 0, weights, ops.zeros_like(outputs))
-    negative = ops.where(signs > 0, ops.zeros_like(outputs), weights)
+    positive = (signs + 1) * 0.5
+    negative = 1 - positive
+    if weights is not None:
+        positive, negative = positive * weights, negative * weights
     if class_proportions is None:
-        positive_sum = ops.sum(positive, axis=0, keepdims=True)
-        negative_sum = ops.sum(negative, axis=0, keepdims=True)
-        both = ops.logical_and(positive_sum > 0, negative_sum > 0)
-        count = ops.cast(ops.shape(outputs)[0], outputs.dtype)
-        one = ops.ones_like(positive_sum)
-        factors = negative / ops.where(both, negative_sum, one) - positive / ops.where(both, positive_sum, one)
-        factors = ops.where(both, factors * count, ops.zeros_like(factors))
+        positive_share = ops.mean(positive, axis=0, keepdims=True)
+        negative_share = ops.mean(negative, axis=0, keepdims=True)
+        both = (positive_share > 0) & (negative_share > 0)
+        factors = negative / ops.where(both, negative_share, 1.0) - positive / ops.where(both, positive_share, 1.0)
+        factors = ops.where(both, factors, 0.0)
     else:
         share = ops.convert_to_tensor(list(class_proportions), dtype=outputs.dtype)
         factors = negative / (1 - share) - positive / share

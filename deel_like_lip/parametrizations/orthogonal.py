@@ -25,6 +25,7 @@ from deel_like_lip.parametrizations.base import (
     gram_matrix,
     probe,
     row_times,
+    squared_length,
     times_column,
     transpose,
     upstream_gradient,
@@ -107,38 +108,38 @@ class Orthogonal(ReshapedKernel):
 
         @ops.custom_gradient
         def product(x: Tensor, w: Tensor) -> tuple[Tensor, Any]:
-            outputs = ops.matmul(x, w)
+            outputs = x @ w
             y = ops.stop_gradient(outputs)  # torch never frees an output that its own backward function refers to
             rows, columns = w.shape
 
             def backward(*args: Tensor, upstream: Tensor = None) -> tuple[Tensor, Tensor]:
                 d = upstream_gradient(args, upstream)
                 wt = ops.transpose(w)
-                batch = ops.shape(x)[0]
+                batch = ops.shape(x)[0] if x.shape[0] is None else x.shape[0]
                 small, large = sorted((rows, columns))
                 # Multiplications, of the first way.
                 fewer = rows == columns or batch <= small * large // (2 * large - small)
                 # Torch, which compiles nothing, also passes x: it tells whether its gradient is of use to anybody.
                 wanted = not args or getattr(args[0], "requires_grad", True)
                 needed = wanted or rows < columns or fewer is not False
-                c: Any = ops.matmul(d, wt) if needed else None
+                c: Any = d @ wt if needed else None
 
                 def through_the_batch() -> Tensor:
                     left, right = x, d
                     if rows == columns:
                         left = x * 0.5
                     elif rows < columns:
-                        right = d - ops.matmul(c, w) * half
+                        right = d - c @ w * half
                     else:
-                        left = x - ops.matmul(y, wt) * half
+                        left = x - y @ wt * half
                     left, right = ops.concatenate([left, c * -half]), ops.concatenate([right, y])
-                    return ops.matmul(ops.transpose(left), right)
+                    return ops.transpose(left) @ right
 
                 def through_the_smaller_side() -> Tensor:
-                    inner = ops.matmul(ops.transpose(x), c) if rows < columns else ops.matmul(ops.transpose(y), d)
+                    inner = ops.transpose(x) @ c if rows < columns else ops.transpose(y) @ d
                     normal = (inner + ops.transpose(inner)) * half
-                    removed = ops.matmul(normal, w) if rows < columns else ops.matmul(w, normal)
-                    return ops.matmul(ops.transpose(x), d) - removed
+                    removed = normal @ w if rows < columns else w @ normal
+                    return ops.transpose(x) @ d - removed
 
                 if isinstance(fewer, bool):
                     tangent = through_the_batch() if fewer else through_the_smaller_side()
@@ -148,11 +149,13 @@ class Orthogonal(ReshapedKernel):
 
             return outputs, backward
 
-        outputs = product(ops.reshape(inputs, (-1, kernel.shape[0])), ops.cast(kernel, inputs.dtype))
-        return outputs if len(inputs.shape) == 2 else ops.reshape(outputs, (*ops.shape(inputs)[:-1], kernel.shape[1]))
+        inputs, kernel = ops.convert_to_tensor(inputs), ops.cast(kernel, inputs.dtype)
+        if len(inputs.shape) == 2:
+            return product(inputs, kernel)
+        outputs = product(ops.reshape(inputs, (-1, kernel.shape[0])), kernel)
+        return ops.reshape(outputs, (*ops.shape(inputs)[:-1], kernel.shape[1]))
 
     def _by_matrix(self, function: Callable[[Tensor, float], Tensor], kernel: Tensor) -> Tensor:
-        kernel = ops.convert_to_tensor(kernel)
         matrix = function(as_matrix(kernel, self.groups), self.norm)
         return ops.cast(from_matrix(matrix, kernel.shape), kernel.dtype)
 
@@ -167,7 +170,7 @@ def tangent(matrix: Tensor, direction: Tensor, norm: float = 1.0) -> Tensor:
     """
     wide = matrix.shape[-2] < matrix.shape[-1]
     left, right = (direction, transpose(matrix)) if wide else (transpose(matrix), direction)
-    inner = ops.matmul(left, right)
+    inner = left @ right
     normal = (inner + transpose(inner)) * (0.5 / norm**2)
     return direction - _times(matrix, normal)
 
@@ -207,7 +210,8 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOS
     scaled = matrix / ops.sqrt(squared_scale)
     far = _distance_from_identity(gram, unit / squared_scale[..., 0]) > _FAR
     near = ops.cond(far, lambda: _polar_express(matrix, gram) * norm, lambda: scaled)
-    return _newton_schulz(near, math.inf, norm, close_enough, _MAX_STEPS)
+    begin = ops.convert_to_tensor(math.inf, dtype=matrix.dtype)
+    return _newton_schulz(near, begin, norm, close_enough, _MAX_STEPS)
 
 
 @compiled
@@ -218,10 +222,11 @@ def _stay_near(matrix: Tensor, norm: float) -> Tensor:
     `orthogonalize`, at the next call of the callback, does not. A stack takes the steps that its farthest matrix needs.
     """
     mean, spread = _squared_singular_values(matrix)
-    stays = _largest(spread) <= _SPREAD
-    above = ops.where(ops.logical_or(stays, spread > _FAR), 1 + _SPREAD_FACTOR * spread, 1.0)
-    start = matrix * (norm / ops.sqrt(mean * above))[..., None, None]
-    distance = ops.where(stays, 0.0, math.inf)
+    farthest = _largest(spread)
+    above = ops.where((farthest <= _SPREAD) | (spread > _FAR), 1 + _SPREAD_FACTOR * spread, 1.0)
+    start = matrix * (norm * (mean * above) ** -0.5)[..., None, None]
+    # A spread of `_SPREAD` is the distance from which on the loop begins.
+    distance = farthest * (_CLOSE_ENOUGH_IN_TRAINING / _SPREAD)
     return _newton_schulz(start, distance, norm, _CLOSE_ENOUGH_IN_TRAINING, _MAX_STEPS_IN_TRAINING)
 
 
@@ -232,7 +237,7 @@ def _squared_singular_values(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = matrix.shape[-2] < matrix.shape[-1]
     size = min(matrix.shape[-2:])
-    mean = ops.maximum(_squared_length(matrix, 2) * (1 / size), TINY)
+    mean = squared_length(matrix, 2) * (1 / size) + TINY
 
     def deviation(vector: Tensor) -> Tensor:
         image = row_times(vector, matrix) if wide else times_column(matrix, vector)
@@ -242,7 +247,7 @@ def _squared_singular_values(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return mean, _norm_from_below(deviation, (*matrix.shape[:-2], size), matrix.dtype)
 
 
-def _newton_schulz(matrix: Tensor, distance: Any, norm: float, close_enough: float, max_steps: int) -> Tensor:
+def _newton_schulz(matrix: Tensor, distance: Tensor, norm: float, close_enough: float, max_steps: int) -> Tensor:
     """Repeats `1.5 x - 0.5 x^3` on the singular values until a step began near enough to be the last.
 
     Args:
@@ -262,7 +267,7 @@ def _newton_schulz(matrix: Tensor, distance: Any, norm: float, close_enough: flo
     loop = ops.while_loop(
         lambda matrix, distance: distance > close_enough,
         step,
-        (matrix, ops.convert_to_tensor(distance, dtype=matrix.dtype)),
+        (matrix, distance),
         maximum_iterations=max_steps,
     )
     return loop[0]
@@ -277,7 +282,7 @@ def _polar_express(matrix: Tensor, gram: Tensor) -> Tensor:
     def polynomial(index: Tensor, near: Tensor) -> Tensor:
         first, third, fifth = ops.unstack(ops.take(coefficients, index, axis=0))
         square = gram_matrix(near)
-        return _times(near, first * identity + ops.matmul(square, third * identity + fifth * square))
+        return _times(near, first * identity + square @ (third * identity + fifth * square))
 
     near = matrix / ops.sqrt(ops.where(bound > 0, bound, 1.0))
     return ops.fori_loop(0, len(_POLAR_EXPRESS), polynomial, near)
@@ -285,15 +290,7 @@ def _polar_express(matrix: Tensor, gram: Tensor) -> Tensor:
 
 def _times(matrix: Tensor, factor: Tensor) -> Tensor:
     """Multiplies the smaller side of a matrix."""
-    return ops.matmul(factor, matrix) if matrix.shape[-2] < matrix.shape[-1] else ops.matmul(matrix, factor)
-
-
-def _squared_length(tensor: Tensor, axes: int) -> Tensor:
-    """Returns the sum of squares over the last axes; without an intermediate tensor if those are all."""
-    if len(tensor.shape) > axes:
-        return ops.sum(ops.square(tensor), axis=tuple(range(-axes, 0)))
-    flat = ops.reshape(tensor, (-1,))
-    return ops.dot(flat, flat)
+    return factor @ matrix if matrix.shape[-2] < matrix.shape[-1] else matrix @ factor
 
 
 def _largest_row_sum(gram: Tensor) -> Tensor:
@@ -317,4 +314,4 @@ def _norm_from_below(symmetric: Callable[[Tensor], Tensor], shape: tuple[int, ..
     """Estimates the norm of a symmetric map of vectors, or those of a stack, by four power iterations."""
     vector = ops.convert_to_tensor(np.broadcast_to(probe(shape[-1]), shape), dtype=dtype)
     previous, vector = ops.fori_loop(0, 4, lambda _, pair: (pair[1], symmetric(pair[1])), (vector, vector))
-    return ops.sqrt(_squared_length(vector, 1) / (_squared_length(previous, 1) + TINY))
+    return (squared_length(vector, 1) / (squared_length(previous, 1) + TINY)) ** 0.5
