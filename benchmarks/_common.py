@@ -3,6 +3,7 @@
 Keras is imported in functions only, so that a benchmark can choose the backend of each process that it starts.
 """
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -13,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -30,12 +31,22 @@ MOST_STEPS = 25
 Measured = dict[str, float]
 
 
-def worker_result(script: str, backend: str, arguments: Sequence[str]) -> Measured:
-    """Runs a script in a process of its own, and returns what that printed in its last line."""
+def worker_results(script: str, backend: str, arguments: Sequence[str]) -> Iterator[Measured]:
+    """Runs a script in a process of its own, and yields what it prints, as it does: lines of JSON among others."""
     environment = {**os.environ, "KERAS_BACKEND": BACKENDS[backend]}
     command = [sys.executable, script, *arguments]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    result: Measured = json.loads(done.stdout.splitlines()[-1])
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("{"):
+                yield json.loads(line)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def worker_result(script: str, backend: str, arguments: Sequence[str]) -> Measured:
+    """Returns the last of `worker_results`."""
+    *_, result = worker_results(script, backend, arguments)
     return result
 
 
@@ -93,8 +104,9 @@ def in_turns(train: Callable[[int], float]) -> Callable[[], float]:
     return lambda: train(steps) / steps
 
 
+@functools.lru_cache(maxsize=8)
 def samples(shape: tuple[int, ...], count: int) -> tuple[Any, Any]:
-    """Returns noisy class centres and their labels, so that there is something to learn."""
+    """Returns noisy class centres and their labels, so that there is something to learn; not to be written to."""
     import numpy as np
 
     rng = np.random.default_rng(0)

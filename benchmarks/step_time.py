@@ -15,14 +15,16 @@ The table goes to the screen, and all figures to a JSON file with the descriptio
 """
 
 import argparse
+import concurrent.futures
 import datetime
+import functools
 import json
 import pathlib
 import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `benchmarks`
@@ -42,6 +44,7 @@ from benchmarks._common import (
     samples,
     versions,
     worker_result,
+    worker_results,
 )
 
 
@@ -91,16 +94,7 @@ def main() -> None:
         worker(options)
         return
     start = time.perf_counter()
-    figures: dict[str, dict[str, Measured]] = {}
-    for backend in options.backends:
-        figures[backend] = {}
-        for net in options.nets:
-            measured = subprocess_result("times", backend, net, options)
-            if "memory" not in options.skip:
-                plain, ours = (subprocess_result("memory", backend, net, options, name) for name in ("plain", "layers"))
-                measured["memory"] = ours["bytes"] / plain["bytes"]
-            figures[backend][net] = measured
-            print(f"{backend:15s} {net:10s} " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()), flush=True)
+    figures: dict[str, dict[str, Measured]] = {backend: {} for backend in options.backends}
     report = {
         "date": datetime.date.today().isoformat(),
         "machine": machine(),
@@ -108,13 +102,42 @@ def main() -> None:
         "runs": options.runs,
         "batch": options.batch,
         "dtype_policy": options.dtype_policy,
-        "seconds": round(time.perf_counter() - start),
-        "figures": figures,
     }
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    for backend, net, measured in measurements(options):
+        figures[backend].setdefault(net, {}).update(measured)
+        print(f"{backend:15s} {net:10s} " + ", ".join(f"{k} {v:.3g}" for k, v in measured.items()), flush=True)
+        report |= {"seconds": round(time.perf_counter() - start), "figures": figures}
+        options.json.write_text(json.dumps(report, indent=1) + "\n")
     print("\n" + table(figures))
     print(f"\n{report['machine']}; {report['versions']}; {report['seconds']} s")
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def measurements(options: argparse.Namespace) -> Iterator[tuple[str, str, Measured]]:
+    """Yields backends, nets and what was measured of them, as it is."""
+    for backend in options.backends:
+        timed = worker_results(__file__, backend, worker_arguments("times", backend, options.nets, options))
+        for net, measured in zip(options.nets, timed, strict=True):
+            yield backend, net, measured
+        if "memory" in options.skip:
+            continue
+        for net in options.nets:
+            workers = [
+                [*worker_arguments("memory", backend, [net], options), "--contender", name]
+                for name in ("plain", "layers")
+            ]
+            with concurrent.futures.ThreadPoolExecutor() as pool:  # no clock runs
+                plain, ours = pool.map(functools.partial(worker_result, __file__, backend), workers)
+            yield backend, net, {"memory": ours["bytes"] / plain["bytes"]}
+
+
+def worker_arguments(kind: str, backend: str, nets: Sequence[str], options: argparse.Namespace) -> list[str]:
+    """Returns the arguments of a process of its own."""
+    arguments = ["--worker", kind, "--backends", backend, "--nets", *nets]
+    arguments += ["--runs", str(options.runs), "--dtype-policy", options.dtype_policy]
+    arguments += ["--batch", str(options.batch)] if options.batch else []
+    arguments += ["--skip", *options.skip] if options.skip else []
+    return arguments
 
 
 def known_net(name: str) -> str:
@@ -143,15 +166,6 @@ def table(figures: dict[str, dict[str, Measured]]) -> str:
     return "\n".join(lines)
 
 
-def subprocess_result(kind: str, backend: str, net: str, options: argparse.Namespace, contender: str = "") -> Measured:
-    """Measures in a process of its own."""
-    arguments = ["--worker", kind, "--backends", backend, "--nets", net, "--contender", contender]
-    arguments += ["--runs", str(options.runs), "--dtype-policy", options.dtype_policy]
-    arguments += ["--batch", str(options.batch)] if options.batch else []
-    arguments += ["--skip", *options.skip] if options.skip else []
-    return worker_result(__file__, backend, arguments)
-
-
 # What follows runs in the processes of the contenders. Keras is imported there only, with the backend that they use.
 
 
@@ -159,26 +173,29 @@ def worker(options: argparse.Namespace) -> None:
     import keras
 
     keras.config.set_dtype_policy(options.dtype_policy)
-    (backend,), (net,) = options.backends, options.nets
+    (backend,) = options.backends
     jit = jit_compile(backend)
-    batch = options.batch or net_of(net).batch
     if options.worker == "memory":
         import deel_like_lip  # noqa: F401
 
+        (net,) = options.nets
+
         def train() -> None:
+            batch = options.batch or net_of(net).batch
             keras_trainer(keras_model(net, options.contender, jit), batch)(MEMORY_STEPS)
 
-        result = {"bytes": float(peak_memory(train))}
-    else:
-        runs = [one_run(net, batch, jit, options.skip) for _ in range(options.runs)]
-        result = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-    print(json.dumps(result))
+        print(json.dumps({"bytes": float(peak_memory(train))}))
+        return
+    for net in options.nets:
+        runs = [one_run(net, options.batch or net_of(net).batch, jit, options.skip) for _ in range(options.runs)]
+        print(json.dumps({name: statistics.median(run[name] for run in runs) for name in runs[0]}), flush=True)
 
 
 def one_run(net: str, batch: int, jit: Any, skip: list[str]) -> Measured:
     """Returns the ratios of one run with new models."""
     import keras
 
+    start_afresh()
     trainers: dict[str, Callable[[int], float]] = {}
     models: dict[str, Any] = {}
     first: Measured = {}
@@ -200,6 +217,25 @@ def one_run(net: str, batch: int, jit: Any, skip: list[str]) -> Measured:
     if "predict" not in skip:
         result |= predict_ratios(net, models["layers"], batch)
     return {**result, "plain step in ms": 1e3 * plain_time}
+
+
+def start_afresh() -> None:
+    """Forgets what earlier models had compiled, and does once what the first model of a process has to wait for."""
+    import keras
+    import numpy as np
+
+    from deel_like_lip import _fusion, renormalization
+
+    keras.backend.clear_session()
+    _fusion._compiled.cache_clear()
+    renormalization._compiled_projection.cache_clear()
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    model.fit(np.zeros((8, 4), "float32"), np.zeros((8, 1), "float32"), verbose=0)
 
 
 def contenders(net: str) -> list[str]:
