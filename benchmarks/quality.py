@@ -5,6 +5,9 @@
 Trains the same nets for the same epochs from the same seeds twice: as the layers do it, and with each kernel replaced
 by its polar factor, to the last digit, after every step. Ends with an error if the fast scheme is worse than the spread
 of seeds.
+
+Between projections the fast scheme keeps kernels some per cent below their norm, which acts like a larger margin: less
+accuracy at small radii, more at large ones. `--fast-margin 0.94` compares at the same place of that trade-off.
 """
 
 import argparse
@@ -45,15 +48,17 @@ def main() -> int:
     parser.add_argument("--nets", nargs="+", choices=NETS, default=["dense"], help="default: %(default)s")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training set (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--fast-margin", type=float, default=1.0, help="margin of the fast scheme (default: 1)")
     options = parser.parse_args()
+    margins = {"fast": options.fast_margin, "exact": 1.0}
     data = load("mnist")
     print(f"MNIST, {keras.backend.backend()}, {options.epochs} epochs; certified accuracy in %, radii in [0, 1] pixels")
     worse = False
     for net in options.nets:
         print(f"\n{net:8}  seed " + "".join(f"  r={radius:<6}" for radius in RADII) + "  mean radius   time")
         fast, exact = (
-            np.array([figures(net, scheme, seed, options.epochs, data) for seed in range(options.seeds)])
-            for scheme in ("fast", "exact")
+            np.array([figures(net, scheme, seed, options.epochs, data, margin) for seed in range(options.seeds)])
+            for scheme, margin in margins.items()
         )
         difference = fast.mean(axis=0) - exact.mean(axis=0)
         spread = np.sqrt((fast.var(axis=0, ddof=1) + exact.var(axis=0, ddof=1)) / options.seeds)
@@ -63,7 +68,7 @@ def main() -> int:
     return int(worse)
 
 
-def figures(net: str, scheme: str, seed: int, epochs: int, data: Any) -> list[float]:
+def figures(net: str, scheme: str, seed: int, epochs: int, data: Any, min_margin: float) -> list[float]:
     """Trains a net and returns its certified accuracies and its mean certified radius."""
     (images, labels), (test_images, test_labels) = data
     keras.utils.set_random_seed(seed)
@@ -71,7 +76,7 @@ def figures(net: str, scheme: str, seed: int, epochs: int, data: Any) -> list[fl
     if scheme == "exact":
         model = keras.models.clone_model(model, clone_function=exactly)
     steps = epochs * -(-len(images) // 256)
-    compile_hkr(model, steps)
+    compile_hkr(model, steps, min_margin)
     start = time.monotonic()
     callbacks = [lip.callbacks.RenormalizeCallback()]
     model.fit(images, labels, batch_size=256, epochs=epochs, verbose=0, callbacks=callbacks)
