@@ -76,7 +76,7 @@ NETS = {
 }
 RUNS = 3
 TURNS = 5
-FEWER_TURNS = 3  # where a step takes longer than `TURN_SECONDS`
+FEWER_TURNS = 2  # where a step takes longer than `TURN_SECONDS`
 
 
 def main() -> None:
