@@ -5,7 +5,7 @@ from deel_like_lip.bounds.convolution import convolution_bound
 from deel_like_lip.bounds.graph import GraphBound, LayerBound, OutputBound, bound_graph
 from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.rounding import Affine
-from deel_like_lip.bounds.rules import CannotBoundError, register_bound_rule
+from deel_like_lip.bounds.rules import CannotBoundError, register_bound_rule, unregister_bound_rule
 
 __all__ = [
     "Affine",
@@ -18,4 +18,5 @@ __all__ = [
     "convolution_bound",
     "register_bound_rule",
     "spectral_norm_bound",
+    "unregister_bound_rule",
 ]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from deel_like_lip._geometry import entries
+from deel_like_lip._keras import functional_graph, nodes
 from deel_like_lip._typing import Shape
 from deel_like_lip.bounds import layer_rules, op_rules  # noqa: F401 (they register their rules)
+from deel_like_lip.bounds.admission import admit_graph
 from deel_like_lip.bounds.blocks import Block, calls_between, match_block
 from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.linear_maps import LinearMap, Matrix
@@ -22,6 +24,7 @@ from deel_like_lip.bounds.rounding import (
     FLOAT32_ROUNDOFF,
     FLOAT32_UNDERFLOW,
     Affine,
+    norm_up,
     product_up,
     root_sum_of_squares_up,
     root_up,
@@ -31,14 +34,17 @@ from deel_like_lip.bounds.rules import (
     Call,
     CannotBoundError,
     Combination,
+    Constant,
     Effect,
+    Found,
+    Parts,
     apply_rule,
-    as_call,
     is_op,
-    refuse_training,
 )
 
 Array = npt.NDArray[np.float64]
+# Types with numbers that float32 rounds.
+_ROUNDED = ("float64", "int32", "int64", "uint32", "uint64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +116,7 @@ class _Tensor:
     Attributes:
         shape: Shape of a sample. Sizes that are not known are objects: the same one where sizes are surely equal.
         constant: Bound of its constant with respect to all inputs of the model together.
+        gross: The same without what cancels in exact arithmetic, and so of rounding errors too, in units of theirs.
         by_input: The same with respect to each input alone.
         maps: The tensor as an affine function of earlier ones.
         size: Bound of its l2 norm, by the norm of the model's inputs.
@@ -119,6 +126,7 @@ class _Tensor:
 
     shape: tuple[Any, ...]
     constant: float
+    gross: float
     by_input: tuple[float, ...]
     maps: tuple[LinearMap, ...]
     size: Affine
@@ -161,17 +169,20 @@ def bound_graph(model: keras.Model, *, rounding: bool = False, verbose: int = 0)
         >>> round(bound_graph(vanilla_model(model)).constant, 3)
         1.0
     """
-    _check_dtypes(model)
     walk = _Walk(rounding, keras.utils.Progbar(_count(model), unit_name="layer") if verbose else None)
     count = len(model.inputs)
     inputs = []
     for index, tensor in enumerate(model.inputs):
         by_input = tuple(float(place == index) for place in range(count))
-        error = Affine() if rounding else None
+        # (Inputs below the normal range may be taken for zero.)
+        flushed = product_up(root_up(float(entries(tuple(tensor.shape[1:])) or 0)), FLOAT32_UNDERFLOW)
+        error = Affine(flushed) if rounding else None
         shape = _with_tokens(tuple(tensor.shape[1:]))
-        inputs.append(_Tensor(shape, 1.0, by_input, (), Affine(0.0, 1.0), error, frozenset()))
+        inputs.append(_Tensor(shape, 1.0, 1.0, by_input, (), Affine(0.0, 1.0), error, frozenset()))
     outputs = walk.outputs_of(model, inputs)
     constant = min(_blocks(outputs), root_sum_of_squares_up(output.constant for output in outputs))
+    if not math.isfinite(constant):
+        raise CannotBoundError(f"The product of the constants of the layers of the model '{model.name}' overflows.")
     lines = frozenset[int]().union(*(output.lines for output in outputs))
     return GraphBound(constant, tuple(map(_output_bound, outputs)), tuple(walk.table[index] for index in sorted(lines)))
 
@@ -184,23 +195,16 @@ class _Walk:
         self._rounding = rounding
         self._progress = progress
         self._end = end  # a tensor that is bounded part by part, even where a block ends there
-        self._effects: dict[Any, Sequence[Effect] | Combination] = {}
+        self._effects: dict[Any, Found] = {}
         self._patterns: dict[int, Pattern | None] = {}
 
     def outputs_of(self, model: Any, inputs: Sequence[_Tensor]) -> list[_Tensor]:
         """Returns the bounds of a model's outputs. A refusal counts only if an output depends on it."""
-        if not type(model).__module__.startswith("keras."):
-            raise CannotBoundError(
-                f"The model '{model.name}' of class {type(model).__name__} may compute something else than its graph. "
-                "Fold it with `vanilla_model` first, which follows its `call`."
-            )
-        if isinstance(model, keras.Sequential):
-            model = model._functional
-        bounds: dict[int, _Tensor | CannotBoundError] = {
-            id(tensor): bound for tensor, bound in zip(model.inputs, inputs, strict=True)
+        bounds: dict[int, Any] = {
+            id(tensor): bound for tensor, bound in zip(functional_graph(model).inputs, inputs, strict=True)
         }
-        self._run_all(_calls(model), bounds)
-        return [_required(bounds, tensor) for tensor in model.outputs]
+        self._run_all(admit_graph(model), bounds)
+        return [_required(bounds, tensor) for tensor in functional_graph(model).outputs]
 
     def _run_all(self, calls: Iterable[Call], bounds: dict[int, Any]) -> None:
         """Adds the bounds of the outputs of calls, or why there are none."""
@@ -216,21 +220,48 @@ class _Walk:
 
     def _call(self, call: Call, bounds: dict[int, Any]) -> list[_Tensor]:
         if isinstance(call.operation, keras.Model):
-            refuse_training(call)
             return self.outputs_of(call.operation, [_required(bounds, tensor) for tensor in call.inputs])
         pattern = self._pattern(call)
         if pattern is not None and id(pattern.source) in bounds:
-            return self._run(call, pattern.effects, _required(bounds, pattern.source), pattern.kind)
-        inputs = [_required(bounds, tensor) for tensor in call.inputs]
-        effects = self._rule(call)
-        if isinstance(effects, Combination):
-            outputs = self._combine(call, effects, inputs)
+            source = self._as_taken(call, _required(bounds, pattern.source))
+            return self._run(call, pattern.effects, source, pattern.kind)
+        found = self._rule(call)
+        if isinstance(found, Combination):
+            outputs = self._combine(call, found, [self._part(call, found, part, bounds) for part in call.parts])
         else:
-            outputs = self._run(call, effects, inputs[0], type(call.operation).__name__)
+            source = self._as_taken(call, _required(bounds, call.inputs[0]))
+            kind = type(call.operation).__name__
+            if isinstance(found, Parts):
+                return [
+                    self._run(dataclasses.replace(call, outputs=[output]), effects, source, kind)[0]
+                    for output, effects in zip(call.outputs, found.effects, strict=True)
+                ]
+            outputs = self._run(call, found, source, kind)
         block = None if call.outputs[0] is self._end else match_block(call, self._read)
         if block is None or id(block.source) not in bounds:  # it may begin before this walk does
             return outputs
         return [self._as_block(call, block, outputs[0], bounds)]
+
+    def _part(self, call: Call, combination: Combination, part: Any, bounds: dict[int, Any]) -> _Tensor:
+        """Returns what is known of one of several tensors that a call combines: a constant has a size, and no slope."""
+        if not isinstance(part, Constant):
+            return self._as_taken(call, _required(bounds, part))
+        array = part.value
+        if combination.kind == "concatenation" or array.ndim != len(call.input_shape) or array.shape[0] != 1:
+            raise call.refuse(
+                f"it joins an array of shape {array.shape} to tensors, which fits batches of that size only. Add a "
+                "constant with `+`, or use a bias."
+            )
+        count = len(_required(bounds, call.inputs[0]).by_input)
+        error = Affine(norm_up(array.astype(np.float32).astype(np.float64) - array)) if self._rounding else None
+        return _Tensor(tuple(array.shape[1:]), 0.0, 0.0, (0.0,) * count, (), Affine(norm_up(array)), error, frozenset())
+
+    def _as_taken(self, call: Call, tensor: _Tensor) -> _Tensor:
+        """Returns a tensor with the error that it gets from being rounded to float32 where a call takes it."""
+        wide = any(keras.backend.standardize_dtype(taken.dtype) in _ROUNDED for taken in call.inputs)
+        if tensor.error is None or not wide or any(str(given.dtype) == "float64" for given in call.outputs):
+            return tensor
+        return dataclasses.replace(tensor, error=tensor.error + (tensor.size + tensor.error).scaled(_gamma(1)))
 
     def _pattern(self, call: Call) -> Pattern | None:
         """Returns the pattern that ends in a call, which is looked for once."""
@@ -247,7 +278,7 @@ class _Walk:
         if pattern is not None:
             return pattern.source, pattern.effects
         effects = self._rule(call)
-        return None if isinstance(effects, Combination) else (call.inputs[0], effects)
+        return None if isinstance(effects, Combination | Parts) else (call.inputs[0], effects)
 
     def _as_block(self, call: Call, block: Block, output: _Tensor, bounds: dict[int, Any]) -> _Tensor:
         """Returns the output of a block's last call with the smaller of its bounds and those of the block."""
@@ -291,10 +322,9 @@ class _Walk:
         walk._run_all(between[0], bounds)
         return _required(bounds, target)
 
-    def _rule(self, call: Call) -> Sequence[Effect] | Combination:
+    def _rule(self, call: Call) -> Found:
         """Applies the rule of a call, once for a shared layer that sees the same shapes."""
-        plain = len(call.args) == len(call.inputs) == 1 and all(value is None for value in call.kwargs.values())
-        if is_op(call.operation) or not plain:
+        if is_op(call.operation) or len(call.inputs) != 1:
             return apply_rule(call)
         key = id(call.operation), call.in_shape
         if key not in self._effects:
@@ -327,6 +357,7 @@ class _Walk:
     def _after(self, call: Call, effect: Effect, tensor: _Tensor) -> _Tensor:
         """Returns what one effect makes of a tensor."""
         constant = product_up(effect.constant, tensor.constant)
+        gross = product_up(effect.constant, tensor.gross)
         by_input = tuple(product_up(effect.constant, own) for own in tensor.by_input)
         maps: tuple[LinearMap, ...] = ()
         shape: tuple[Any, ...] = tuple(call.outputs[0].shape[1:])
@@ -338,7 +369,7 @@ class _Walk:
             size = tensor.size.scaled(effect.constant) + Affine(effect.offset)
             error = self._rounding_error(call, effect, tensor)
         result = _Tensor(
-            _with_tokens(shape), constant, by_input, maps, size, error if self._rounding else None, tensor.lines
+            _with_tokens(shape), constant, gross, by_input, maps, size, error if self._rounding else None, tensor.lines
         )
         for map_ in maps:
             if map_.steps > 1:
@@ -365,7 +396,7 @@ class _Walk:
             others += 2
         passed = tensor.error.scaled(effect.constant)
         if not terms + others:
-            return passed
+            return passed + Affine(effect.underflow)
         gamma, absolute = _gamma(terms), effect.constant if operator is None else operator.absolute_norm
         sums = terms * FLOAT32_ROUNDOFF
         of_terms = sums * ((absolute + effect.constant) / 2 + gamma * absolute)
@@ -373,6 +404,9 @@ class _Walk:
         relative = of_terms + _gamma(others + 5 if terms else others) * absolute * (1 + gamma)
         offset = (sums * (1 + gamma) + _gamma(others) * (1 + gamma)) * effect.offset
         lost = product_up(2.0 * (terms + others), FLOAT32_UNDERFLOW, root_up(float(entries(call.out_shape) or 0)))
+        if operator is not None:  # entries below the normal range may be taken for zero
+            sizes = float(entries(operator.in_shape) or 0) * float(entries(operator.out_shape) or 0)
+            relative += FLOAT32_UNDERFLOW * root_up(sizes)
         rounded_up = 1 + 16 * EPSILON
         own = (tensor.size + tensor.error).scaled(relative * rounded_up)
         return passed + own + Affine(sum_up([offset * rounded_up, lost, effect.underflow]))
@@ -416,7 +450,8 @@ class _Walk:
         shape = tuple(call.outputs[0].shape[1:])
         keeps = inputs[0].shape if combination.kind != "concatenation" else None
         lines = frozenset[int]().union(*(tensor.lines for tensor in inputs))
-        result = _Tensor(_with_tokens(shape, keeps), constant, by_input, maps, size, error, lines)
+        gross = compose([tensor.gross for tensor in inputs])
+        result = _Tensor(_with_tokens(shape, keeps), constant, gross, by_input, maps, size, error, lines)
         for map_ in maps:
             result = result.at_most(map_.norm, map_.source)
         own = compose([1.0] * len(inputs))
@@ -474,6 +509,11 @@ def _combined_maps(
     axis = combination.axis
     if combination.kind == "extremum" or (combination.kind == "concatenation" and axis is None):
         return ()
+    if combination.kind == "sum":  # what is constant is no part of the linear map
+        kept = [(tensor, w) for tensor, w in zip(inputs, weights, strict=True) if tensor.gross]
+        inputs, weights = [tensor for tensor, _ in kept], [w for _, w in kept]
+        if not kept:
+            return ()
     out_shape = tuple(call.outputs[0].shape[1:])
     results = []
     for first in inputs[0].all_maps:
@@ -523,7 +563,12 @@ def _output_bound(tensor: _Tensor) -> OutputBound:
         raise CannotBoundError(
             'With rounding="sound" the bound of the rounding error is not finite: the model sums too many terms.'
         )
-    return OutputBound(tensor.constant, pairs, coordinates, tensor.error)
+    # What cancels in exact arithmetic leaves rounding errors behind: no constant is below those.
+    floor = product_up(FLOAT32_ROUNDOFF, tensor.gross)
+    if pairs is not None and coordinates is not None:
+        pairs, coordinates = np.maximum(pairs, floor), np.maximum(coordinates, floor)
+        np.fill_diagonal(pairs, 0)
+    return OutputBound(max(tensor.constant, floor), pairs, coordinates, tensor.error)
 
 
 def _column_norms(matrix: Matrix) -> tuple[Array, Array]:
@@ -572,59 +617,4 @@ def _required(bounds: dict[int, Any], tensor: Any) -> _Tensor:
 
 def _count(model: Any) -> int:
     """Returns the number of calls in a model and the models in it."""
-    if isinstance(model, keras.Sequential):
-        model = model._functional
-    return sum(_count(call.operation) if isinstance(call.operation, keras.Model) else 1 for call in _calls(model))
-
-
-# What only moves integers, or makes floating-point numbers of them before anything else.
-_TAKES_INTEGERS = {
-    *(
-        "Flatten",
-        "Reshape",
-        "Permute",
-        "Identity",
-        "Dropout",
-        "SpatialDropout1D",
-        "SpatialDropout2D",
-        "SpatialDropout3D",
-    ),
-    *("Cropping1D", "Cropping2D", "Cropping3D", "ZeroPadding1D", "ZeroPadding2D", "ZeroPadding3D", "Concatenate"),
-    *("Cast", "Moveaxis", "Pad", "Split", "Squeeze", "Stack", "Take", "Transpose", "ExpandDims", "GetItem"),
-    *("Rescaling", "Normalization"),
-}
-
-
-def _check_dtypes(model: Any) -> None:
-    """Raises where a model computes in less than float32, or in integers: it may be far from the map it defines."""
-    if isinstance(model, keras.Sequential):
-        model = model._functional
-    for call in _calls(model):
-        operation = call.operation
-        if isinstance(operation, keras.Model):
-            _check_dtypes(operation)
-            continue
-        dtypes = {keras.backend.standardize_dtype(tensor.dtype) for tensor in call.outputs}
-        computes = {str(getattr(operation, "compute_dtype", None))}
-        low = sorted((dtypes | computes) & {"float16", "bfloat16"})
-        if low and type(operation).__name__ != "Cast":  # which has a rule that refuses it
-            raise call.refuse(
-                f"it computes in {low[0]}, whose rounding errors are as large as margins are, and certificates are of "
-                'float32 and float64. Certify and use `vanilla_model(model, dtype="float32")`, of the same weights.'
-            )
-        dtypes |= {keras.backend.standardize_dtype(tensor.dtype) for tensor in call.inputs}
-        integers = sorted(dtype for dtype in dtypes if not keras.backend.is_float_dtype(dtype))
-        if integers and type(operation).__name__ not in _TAKES_INTEGERS:
-            raise call.refuse(
-                f"it computes with integers, {integers[0]}, which wrap around and are rounded off. Make the numbers "
-                "floating-point first, by `keras.layers.Rescaling` or an `Input` of another dtype."
-            )
-
-
-def _calls(model: Any) -> Iterator[Call]:
-    """Yields the calls of a functional model in an order of computation."""
-    by_depth = model._nodes_by_depth
-    for depth in sorted(by_depth, reverse=True):
-        for node in by_depth[depth]:
-            if not node.is_input:
-                yield as_call(node)
+    return sum(_count(node.operation) if isinstance(node.operation, keras.Model) else 1 for node in nodes(model))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deel_like_lip._geometry import entries, max_overlap
+from deel_like_lip._typing import Shape
 from deel_like_lip.bounds.activations import Activation, known_activation, rectifier
 from deel_like_lip.bounds.convolution import Axis
 from deel_like_lip.bounds.operators import (
@@ -32,10 +33,15 @@ from deel_like_lip.bounds.rounding import (
     root_up,
     up,
 )
-from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, linear, rule, to_float64, weight
+from deel_like_lip.bounds.rules import Call, Combination, Effect, Parts, apply_rule, linear, rule, to_float64, weight
 
 layers = keras.layers
 Effects = Sequence[Effect]
+
+# What the configs of layers have in common.
+_DENSE = "activation quantization_config lora_rank lora_alpha"
+_CONVOLUTION = "kernel_size strides padding data_format dilation_rate activation use_bias lora_rank lora_alpha"
+_POOLING = "pool_size strides padding data_format"
 Array = npt.NDArray[np.float64]
 
 
@@ -65,13 +71,18 @@ def picked(call: Call, pick: Callable[[Any], Any] | None, repeats: int = 1, *, k
     operator = Pick(call.in_shape, call.out_shape, repeats)
     count = entries(call.in_shape)
     if pick is not None and count is not None:
-        # On two samples: nothing may pass from one to the other.
-        samples: Any = np.arange(2 * count).reshape(2, *call.in_shape)
-        both, one = pick(samples), pick(samples[:1])
-        shifted = np.where(one >= 0, one + count, -1)
-        if np.shape(both)[:1] != (2,) or not np.array_equal(both, np.concatenate([one, shifted])):
+        # On three samples: nothing may pass from one to another.
+        samples: Any = np.arange(3 * count).reshape(3, *call.in_shape)
+        try:
+            all_, one = pick(samples), pick(samples[:1])
+        except (IndexError, ValueError) as error:
+            raise call.refuse("it moves values from one sample to another, or cannot do so.") from error
+        expected = [np.where(one >= 0, one + sample * count, -1) for sample in range(3)]
+        if np.shape(one)[:1] != (1,) or not np.array_equal(all_, np.concatenate(expected)):
             raise call.refuse("it moves values from one sample to another.")
-        if any(size not in (None, own) for size, own in zip(call.out_shape, one.shape[1:], strict=True)):
+        if len(call.out_shape) != one.ndim - 1 or any(
+            size not in (None, own) for size, own in zip(call.out_shape, one.shape[1:], strict=True)
+        ):
             raise call.refuse(f"its output has the shape {call.out_shape}, and not {one.shape[1:]}.")
         repeats = int(np.max(np.bincount(one[one >= 0]), initial=0))
         operator = Pick(call.in_shape, tuple(one.shape[1:]), repeats, pick)
@@ -100,7 +111,7 @@ def spread_norm(call: Call, array: Array) -> float:
     return math.inf if outputs is None else product_up(norm, root_up(outputs / array.size))
 
 
-@rule(layers.Dense)
+@rule(layers.Dense, config=f"units use_bias {_DENSE}")
 def _dense(call: Call) -> Effects:
     layer = call.operation
     if layer.quantization_mode in ("int8", "int4") and not layer.lora_enabled:
@@ -142,7 +153,7 @@ def _quantized_dense(call: Call) -> Effects:
     return _activated(call, dataclasses.replace(effect, roundings=2 if known else None, underflow=underflow))
 
 
-@rule(layers.EinsumDense)
+@rule(layers.EinsumDense, config=f"equation output_shape bias_axes {_DENSE}")
 def _einsum_dense(call: Call) -> Effects:
     layer = call.operation
     equation = _without_ellipsis(layer.equation, len(call.input_shape))
@@ -161,6 +172,16 @@ def _einsum_dense(call: Call) -> Effects:
     if not is_matrix:
         raise call.refuse(f"its equation '{layer.equation}' is not that of a dense map from each sample to another.")
     array = weight(call, layer.kernel)
+    known = dict(zip(kernel, array.shape, strict=True))
+    given = [*zip(inputs, call.input_shape, strict=True)]
+    # (Keras states sizes of the output that it is not told as not known.)
+    given += [pair for pair in zip(outputs, call.outputs[0].shape, strict=True) if pair[1] is not None]
+    for index, size in given:
+        # (Some backends repeat values along axes of size 1.)
+        if known.setdefault(index, size) != size:
+            raise call.refuse(f"its kernel, of shape {array.shape}, is for inputs and outputs of other sizes.")
+    if layer.bias is not None and not fits(tuple(layer.bias.shape), call.out_shape):
+        raise call.refuse(f"it repeats values to fit its bias, of shape {tuple(layer.bias.shape)}.")
     ordered = np.transpose(array, [kernel.index(index) for index in (*shared, *contracted, *new)])
     sizes = [math.prod(array.shape[kernel.index(index)] for index in group) for group in (shared, contracted, new)]
     operator = Einsum(call.in_shape, call.out_shape, equation, array, ordered.reshape(sizes))
@@ -203,7 +224,7 @@ def _convolution(call: Call, kernels: Array, bias: Any) -> Effects:
     return [linear(operator, offset=_bias_offset(call, bias), keeps_sizes=keeps)]
 
 
-@rule(layers.Conv1D, layers.Conv2D, layers.Conv3D)
+@rule(layers.Conv1D, layers.Conv2D, layers.Conv3D, config=f"filters groups {_CONVOLUTION}")
 def _full_convolution(call: Call) -> Effects:
     layer = call.operation
     kernels = np.stack(np.split(weight(call, layer.kernel), layer.groups, axis=-1))
@@ -211,14 +232,14 @@ def _full_convolution(call: Call) -> Effects:
     return _activated(call, effect)
 
 
-@rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+@rule(layers.DepthwiseConv1D, layers.DepthwiseConv2D, config=f"depth_multiplier {_CONVOLUTION}")
 def _depthwise_convolution(call: Call) -> Effects:
     layer = call.operation
     (effect,) = _convolution(call, _by_channel(weight(call, layer.kernel)), layer.bias)
     return _activated(call, effect)
 
 
-@rule(layers.SeparableConv1D, layers.SeparableConv2D)
+@rule(layers.SeparableConv1D, layers.SeparableConv2D, config=f"filters depth_multiplier {_CONVOLUTION}")
 def _separable_convolution(call: Call) -> Effects:
     layer = call.operation
     depthwise = weight(call, layer.depthwise_kernel)
@@ -239,7 +260,12 @@ def _by_channel(kernel: Array) -> Array:
     return np.moveaxis(kernel, -2, 0)[..., None, :]
 
 
-@rule(layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+@rule(
+    layers.Conv1DTranspose,
+    layers.Conv2DTranspose,
+    layers.Conv3DTranspose,
+    config=f"filters output_padding {_CONVOLUTION}",
+)
 def _transposed_convolution(call: Call) -> Effects:
     """The transpose of the convolution from the output's size to the input's."""
     layer = call.operation
@@ -264,7 +290,7 @@ def _transposed_convolution(call: Call) -> Effects:
 # --- pooling and resampling ------------------------------------------------------------------------------------------
 
 
-@rule(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D)
+@rule(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D, config=_POOLING)
 def max_pooling(call: Call) -> Effects:
     # Each output moves by at most the l2 norm of the change under its window.
     return [Effect(root_up(float(window_overlap(call))))]
@@ -284,7 +310,7 @@ def window_overlap(call: Call) -> int:
     return overlap
 
 
-@rule(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D)
+@rule(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D, config=_POOLING)
 def average_pooling(call: Call) -> Effects:
     layer = call.operation
     rank, area = len(layer.pool_size), math.prod(layer.pool_size)
@@ -319,13 +345,23 @@ def _pads_unevenly(axis: Axis) -> bool:
     return max(total, 0) % 2 == 1
 
 
-@rule(layers.AdaptiveMaxPooling1D, layers.AdaptiveMaxPooling2D, layers.AdaptiveMaxPooling3D)
+@rule(
+    layers.AdaptiveMaxPooling1D,
+    layers.AdaptiveMaxPooling2D,
+    layers.AdaptiveMaxPooling3D,
+    config="output_size data_format",
+)
 def _adaptive_max_pooling(call: Call) -> Effects:
     overlaps = [int(np.max(np.sum(matrix > 0, axis=0))) for matrix in _adaptive_matrices(call).values()]
     return [Effect(root_up(float(math.prod(overlaps))))]
 
 
-@rule(layers.AdaptiveAveragePooling1D, layers.AdaptiveAveragePooling2D, layers.AdaptiveAveragePooling3D)
+@rule(
+    layers.AdaptiveAveragePooling1D,
+    layers.AdaptiveAveragePooling2D,
+    layers.AdaptiveAveragePooling3D,
+    config="output_size data_format",
+)
 def _adaptive_average_pooling(call: Call) -> Effects:
     return [linear(Separable(call.in_shape, call.out_shape, _adaptive_matrices(call)), roundings=4)]
 
@@ -334,6 +370,8 @@ def _adaptive_matrices(call: Call) -> dict[int, Array]:
     """Returns the means along each axis: output i of m is that of inputs `floor(i n / m)` to `ceil((i + 1) n / m)`."""
     layer = call.operation
     first = layer.data_format == "channels_first"
+    if len(call.in_shape) != len(layer.output_size) + 1:
+        raise call.refuse(f"it pools inputs of {len(layer.output_size)} spatial axes.")
     matrices = {}
     for axis, outputs in zip(spatial_axes(len(layer.output_size), first), layer.output_size, strict=True):
         size = call.in_shape[axis]
@@ -346,16 +384,19 @@ def _adaptive_matrices(call: Call) -> dict[int, Array]:
     return matrices
 
 
-@rule(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D)
+@rule(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D, config="data_format keepdims")
 def _global_max_pooling(call: Call) -> Effects:
     return [Effect(1.0)]
 
 
-@rule(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D)
+@rule(
+    layers.GlobalAveragePooling1D,
+    layers.GlobalAveragePooling2D,
+    layers.GlobalAveragePooling3D,
+    config="data_format keepdims",
+)
 def _global_average_pooling(call: Call) -> Effects:
     rank = len(call.in_shape) - 1
-    if call.kwargs.get("mask") is not None:
-        raise call.refuse("it averages over a mask, of which the size is not known.")
     first = call.operation.data_format == "channels_first"
     sizes = {axis: call.in_shape[axis] for axis in spatial_axes(rank, first)}
     if None in sizes.values():
@@ -371,7 +412,7 @@ def image_area(call: Call) -> int | None:
     return entries(tuple(call.in_shape[axis] for axis in spatial_axes(2, first)))
 
 
-@rule(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D)
+@rule(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D, config="size data_format interpolation")
 def _up_sampling(call: Call) -> Effects:
     layer = call.operation
     factors = (layer.size,) if isinstance(layer.size, int) else tuple(layer.size)
@@ -402,14 +443,14 @@ def _on_spatial_axes(call: Call, amounts: Any, change: Callable[[Any, Sequence[t
     return picked(call, lambda array: change(array, everywhere))
 
 
-@rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
+@rule(layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D, config="padding data_format", integers=True)
 def _zero_padding(call: Call) -> Effects:
     return _on_spatial_axes(
         call, call.operation.padding, lambda array, amounts: np.pad(array, amounts, constant_values=-1)
     )
 
 
-@rule(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D)
+@rule(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D, config="cropping data_format", integers=True)
 def _cropping(call: Call) -> Effects:
     def crop(array: Any, amounts: Sequence[tuple[int, int]]) -> Any:
         return array[
@@ -422,7 +463,7 @@ def _cropping(call: Call) -> Effects:
 # --- layers that move values -----------------------------------------------------------------------------------------
 
 
-@rule(layers.Flatten)
+@rule(layers.Flatten, config="data_format", integers=True)
 def _flatten(call: Call) -> Effects:
     first = call.operation.data_format == "channels_first" and len(call.in_shape) > 0
 
@@ -432,18 +473,18 @@ def _flatten(call: Call) -> Effects:
     return picked(call, flatten)
 
 
-@rule(layers.Reshape)
+@rule(layers.Reshape, config="target_shape", integers=True)
 def _reshape_layer(call: Call) -> Effects:
     shape = call.out_shape
     return picked(call, lambda array: array.reshape(len(array), *(-1 if size is None else size for size in shape)))
 
 
-@rule(layers.Permute)
+@rule(layers.Permute, config="dims", integers=True)
 def _permute(call: Call) -> Effects:
     return picked(call, lambda array: np.transpose(array, (0, *call.operation.dims)))
 
 
-@rule(layers.RepeatVector)
+@rule(layers.RepeatVector, config="n")
 def _repeat_vector(call: Call) -> Effects:
     count = call.operation.n
     return picked(call, lambda array: np.repeat(array[:, None], count, axis=1), count)
@@ -459,18 +500,20 @@ def _repeat_vector(call: Call) -> Effects:
     layers.GaussianNoise,
     layers.GaussianDropout,
     layers.ActivityRegularization,
+    config="data_format",
+    integers=True,
 )
 def _nothing_at_inference(call: Call) -> Effects:
     return []
 
 
-@rule(layers.TimeDistributed)
+@rule(layers.TimeDistributed, config="layer")
 def _time_distributed(call: Call) -> Effects:
     inner = call.operation.layer
     tensors = [keras.KerasTensor((None, *shape[1:])) for shape in (call.in_shape, call.out_shape)]
-    effects = apply_rule(Call(inner, tensors[:1], tensors[1:], tuple(tensors[:1]), {}))
-    if isinstance(effects, Combination):
-        raise call.refuse("it wraps a layer with several inputs.")
+    effects = apply_rule(Call(inner, tensors[:1], tensors[1:], {"inputs": tensors[0]}))
+    if isinstance(effects, Combination | Parts):
+        raise call.refuse("it wraps a layer with several inputs or outputs.")
     constant = product_up(*(effect.constant for effect in effects))
     return [Effect(constant, roundings=None, offset=math.inf)]
 
@@ -478,7 +521,14 @@ def _time_distributed(call: Call) -> Effects:
 # --- activations -----------------------------------------------------------------------------------------------------
 
 
-@rule(layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax)
+@rule(
+    layers.Activation,
+    layers.ReLU,
+    layers.LeakyReLU,
+    layers.ELU,
+    layers.Softmax,
+    config="activation max_value negative_slope threshold alpha axis",
+)
 def _activation_layer(call: Call) -> Effects:
     layer = call.operation
     if type(layer) is layers.Softmax and isinstance(layer.axis, int):
@@ -487,9 +537,11 @@ def _activation_layer(call: Call) -> Effects:
     return activation_effects(call, known_activation(layer), name)
 
 
-@rule(layers.PReLU)
+@rule(layers.PReLU, config="shared_axes")
 def _prelu(call: Call) -> Effects:
     slopes = weight(call, call.operation.alpha)
+    if repeats_values(call, slopes):
+        raise call.refuse(f"it repeats values to fit its slopes, of shape {slopes.shape}.")
     steepest = rectifier(float(np.max(np.abs(slopes), initial=0.0)))
     return activation_effects(call, steepest._replace(monotone=bool(np.all(slopes >= 0))), "prelu")
 
@@ -503,7 +555,7 @@ def not_the_batch(call: Call, axis: int, does: str) -> None:
 # --- scaling and normalization ---------------------------------------------------------------------------------------
 
 
-@rule(layers.Rescaling)
+@rule(layers.Rescaling, config="scale offset", integers=True)
 def _rescaling(call: Call) -> Effects:
     scale, offset = (np.asarray(value, np.float64) for value in (call.operation.scale, call.operation.offset))
     if scale.ndim and keras.config.image_data_format() == "channels_first":
@@ -518,8 +570,13 @@ def _rescaling(call: Call) -> Effects:
 
 def repeats_values(call: Call, array: Array) -> bool:
     """Whether values of a sample are repeated to fit an array that an operation combines with it."""
-    sizes = zip(array.shape[::-1], call.in_shape[::-1], strict=False)
-    return array.ndim > len(call.in_shape) or any(own not in (1, size) for own, size in sizes)
+    return not fits(array.shape, call.in_shape)
+
+
+def fits(shape: Sequence[int | None], sample: Shape) -> bool:
+    """Whether an array of a shape can be combined with samples of another without values of theirs being repeated."""
+    sizes = zip(shape[::-1], sample[::-1], strict=False)
+    return len(shape) <= len(sample) and all(own in (1, size) for own, size in sizes)
 
 
 def scaled(
@@ -532,7 +589,7 @@ def scaled(
     return linear(operator, offset=spread_norm(call, offset), roundings=roundings, keeps_sizes=keeps_sizes)
 
 
-@rule(layers.BatchNormalization)
+@rule(layers.BatchNormalization, config="axis epsilon center scale")
 def _batch_normalization(call: Call) -> Effects:
     """`gamma (x - mean) / sqrt(variance + epsilon) + beta` with the statistics that the layer holds."""
     layer = call.operation
@@ -558,12 +615,10 @@ def _per_channel(call: Call, axis: int, factors: Array, added: Array) -> Effect:
     return linear(operator, offset=spread_norm(call, added), roundings=12, keeps_sizes=True)
 
 
-@rule(layers.Normalization)
+@rule(layers.Normalization, config="axis mean variance invert", integers=True)
 def _normalization(call: Call) -> Effects:
     """`(x - mean) / max(sqrt(variance), epsilon)` with fixed statistics, or its inverse."""
     layer = call.operation
-    if layer.mean is None or layer.variance is None:
-        raise call.refuse("its statistics are not known: call `adapt` first.")
     if 0 in layer._keep_axis:
         raise call.refuse("it has statistics for each sample.")
     mean, variance = (keras.ops.convert_to_numpy(value).astype(np.float64) for value in (layer.mean, layer.variance))
@@ -579,7 +634,12 @@ def _normalization(call: Call) -> Effects:
     return [scaled(call, factors, offset, error=error, roundings=8, keeps_sizes=True)]
 
 
-@rule(layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization)
+@rule(
+    layers.LayerNormalization,
+    layers.GroupNormalization,
+    layers.RMSNormalization,
+    config="axis epsilon center scale rms_scaling groups",
+)
 def _normalization_of_samples(call: Call) -> Effects:
     """`gamma z / sqrt(|z|^2 / n + epsilon) + beta` on groups of n values, where z is the input, for most centred.
 
@@ -591,9 +651,15 @@ def _normalization_of_samples(call: Call) -> Effects:
         raise call.refuse("with `rms_scaling` it divides by a deviation what it has not centred, and has no constant.")
     for axis in layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]:
         not_the_batch(call, axis, "normalises")
-    if layer.epsilon <= 0:
-        raise call.refuse("without a positive `epsilon` it has no finite constant.")
+    if layer.epsilon < FLOAT32_UNDERFLOW:
+        raise call.refuse("without a positive `epsilon`, in float32, it has no finite constant.")
     factors = layer.scale if type(layer) is layers.RMSNormalization else layer.gamma
+    expected = [
+        call.input_shape[axis] for axis in (layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis])
+    ]
+    for array in (factors, getattr(layer, "beta", None)):
+        if array is not None and list(array.shape) != expected:
+            raise call.refuse(f"its weights have the shape {tuple(array.shape)}, and its inputs would need {expected}.")
     gamma = 1.0 if factors is None else float(np.max(np.abs(weight(call, factors))))
     constant = product_up(gamma, up(up(1 / math.sqrt(layer.epsilon)) * (1 + 4 * EPSILON)))
     return [Effect(constant, roundings=None, offset=math.inf, keeps_sizes=True)]
@@ -604,17 +670,19 @@ def _normalization_of_samples(call: Call) -> Effects:
 
 @rule(layers.Add)
 def _add(call: Call) -> Combination:
-    return Combination("sum", (1.0,) * len(call.inputs), roundings=len(call.inputs) - 1)
+    return Combination("sum", (1.0,) * len(call.parts), roundings=len(call.parts) - 1)
 
 
 @rule(layers.Subtract)
 def _subtract(call: Call) -> Combination:
+    if len(call.parts) != 2:
+        raise call.refuse(f"it subtracts one tensor from another, and has {len(call.parts)}.")
     return Combination("sum", (1.0, -1.0), roundings=1)
 
 
 @rule(layers.Average)
 def _average(call: Call) -> Combination:
-    count = len(call.inputs)
+    count = len(call.parts)
     return Combination("sum", (1 / count,) * count, roundings=count + 1)
 
 
@@ -623,7 +691,7 @@ def _extremum(call: Call) -> Combination:
     return Combination("extremum")
 
 
-@rule(layers.Concatenate)
+@rule(layers.Concatenate, config="axis", integers=True)
 def _concatenate(call: Call) -> Combination:
     axis = call.operation.axis
     if axis % len(call.input_shape) == 0:

@@ -1,6 +1,7 @@
 """Bound rules for the ops of `keras.ops`, which functional models contain as they are."""
 
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Callable, Sequence
@@ -23,8 +24,8 @@ from deel_like_lip.bounds.layer_rules import (
     spread_norm,
 )
 from deel_like_lip.bounds.operators import Pick, Separable, mean_matrix
-from deel_like_lip.bounds.rounding import EPSILON, up
-from deel_like_lip.bounds.rules import Call, Combination, Effect, linear, rule
+from deel_like_lip.bounds.rounding import EPSILON, FLOAT32_UNDERFLOW, sum_up, up
+from deel_like_lip.bounds.rules import Call, Combination, Effect, Parts, is_op, linear, rule
 
 Effects = Sequence[Effect]
 Array = npt.NDArray[np.float64]
@@ -54,27 +55,27 @@ _ACTIVATIONS = {
 }
 
 
-@rule(*_ACTIVATIONS)
+@rule(*_ACTIVATIONS, config="alpha b threshold approximate")
 def _activation(call: Call) -> Effects:
     name = _ACTIVATIONS[type(call.operation).__name__]
-    for parameter, least in (("alpha", EPSILON), ("b", 0.0), ("threshold", 0.0)):
+    for parameter, least in (("alpha", FLOAT32_UNDERFLOW), ("b", 0.0), ("threshold", 0.0)):
         # Of celu, squareplus and soft_shrink, which otherwise have no finite constant.
-        if getattr(call.operation, parameter, least) < least:
+        if hasattr(call.operation, parameter) and not call.number(parameter) >= least:
             raise call.refuse(f"with a negative `{parameter}` it has no finite Lipschitz constant.")
     return activation_effects(call, known_activation(name), name)
 
 
-@rule("LeakyRelu")
+@rule("LeakyRelu", config="negative_slope")
 def _leaky_relu(call: Call) -> Effects:
-    return activation_effects(call, rectifier(float(call.operation.negative_slope)), "leaky_relu")
+    return activation_effects(call, rectifier(call.number("negative_slope")), "leaky_relu")
 
 
-@rule("Elu")
+@rule("Elu", config="alpha")
 def _elu(call: Call) -> Effects:
-    return activation_effects(call, exponential_unit(float(call.operation.alpha)), "elu")
+    return activation_effects(call, exponential_unit(call.number("alpha")), "elu")
 
 
-@rule("Softmax")
+@rule("Softmax", config="axis")
 def _softmax(call: Call) -> Effects:
     axis = call.operation.axis
     if not isinstance(axis, int):
@@ -98,13 +99,21 @@ def _absolute(call: Call) -> Effects:
     return [Effect(1.0, keeps_sizes=True)]
 
 
-@rule("Clip")
+@rule("Clip", config="x_min x_max")
 def _clip(call: Call) -> Effects:
-    nearest = np.clip(np.zeros(()), _constant(call, call.operation.x_min), _constant(call, call.operation.x_max))
-    return [Effect(1.0, offset=spread_norm(call, nearest), keeps_sizes=True)]
+    low, high = (_operand(call, limit) for limit in (call.operation.x_min, call.operation.x_max))
+    return [limited(call, np.clip(np.zeros(()), low, high), low, high)]
 
 
-@rule("Sort")
+def limited(call: Call, nearest: Array, *limits: Array) -> Effect:
+    """Returns the effect of a minimum or maximum with constants, where `nearest` is what becomes of 0."""
+    # A model holds float32 values of the constants.
+    rounded = [limit.astype(np.float32).astype(np.float64) - limit for limit in limits]
+    lost = sum_up(spread_norm(call, difference) for difference in rounded)
+    return Effect(1.0, offset=spread_norm(call, nearest), underflow=lost, keeps_sizes=True)
+
+
+@rule("Sort", config="axis")
 def _sort(call: Call) -> Effects:
     axis = call.operation.axis
     if not isinstance(axis, int):
@@ -128,7 +137,7 @@ def _constant(call: Call, value: Any) -> Array:
 
 def operands(call: Call) -> tuple[Array | None, Array | None]:
     """Returns the two operands of an op, None for tensors, and constants without their batch axis."""
-    values = call.argument(0, "x1"), call.argument(1, "x2")
+    values = call.arguments["x1"], call.arguments["x2"]
     first, second = (None if isinstance(value, keras.KerasTensor) else _operand(call, value) for value in values)
     return first, second
 
@@ -141,7 +150,7 @@ def _operand(call: Call, value: Any) -> Array:
     return sample
 
 
-@rule("Add", "Subtract")
+@rule("Add", "Subtract", arguments="x2")
 def _add(call: Call) -> Effects | Combination:
     sign = 1.0 if type(call.operation).__name__ == "Add" else -1.0
     first, second = operands(call)
@@ -158,7 +167,7 @@ def _negative(call: Call) -> Effects:
     return [scaled(call, np.array(-1.0), np.zeros(()), roundings=0, keeps_sizes=True)]
 
 
-@rule("Multiply")
+@rule("Multiply", arguments="x2")
 def _multiply(call: Call) -> Effects:
     first, second = operands(call)
     factors = first if first is not None else second
@@ -167,7 +176,7 @@ def _multiply(call: Call) -> Effects:
     return [scaled(call, factors, np.zeros(()), roundings=1, keeps_sizes=True)]
 
 
-@rule("Divide", "TrueDivide")
+@rule("Divide", "TrueDivide", arguments="x2")
 def _divide(call: Call) -> Effects:
     first, second = operands(call)
     if first is not None or second is None or np.any(second == 0):
@@ -176,14 +185,19 @@ def _divide(call: Call) -> Effects:
     return [scaled(call, factors, np.zeros(()), error=2 * EPSILON, roundings=2, keeps_sizes=True)]
 
 
-@rule("Maximum", "Minimum")
+@rule("Maximum", "Minimum", arguments="x2")
 def _extremum(call: Call) -> Effects | Combination:
     first, second = operands(call)
     if first is None and second is None:
         return Combination("extremum")
     other = first if first is not None else second
     assert other is not None
-    return [Effect(1.0, offset=spread_norm(call, other), keeps_sizes=True)]
+    return [limited(call, other, other)]
+
+
+@rule("Square", "Sqrt")
+def _no_constant(call: Call) -> Effects:
+    raise call.refuse("on its own it has no finite Lipschitz constant. As a part of an l2 norm it has one.")
 
 
 # --- reductions ------------------------------------------------------------------------------------------------------
@@ -201,7 +215,7 @@ def reduced_axes(call: Call) -> list[int]:
     return [one - 1 for one in axes]
 
 
-@rule("Mean", "Sum")
+@rule("Mean", "Sum", config="axis keepdims")
 def _mean(call: Call) -> Effects:
     axes = reduced_axes(call)
     if any(call.in_shape[axis] is None for axis in axes):
@@ -212,7 +226,7 @@ def _mean(call: Call) -> Effects:
     return [linear(Separable(call.in_shape, call.out_shape, matrices, drop=not call.operation.keepdims), roundings=4)]
 
 
-@rule("Max", "Min", "Amax", "Amin")
+@rule("Max", "Min", "Amax", "Amin", config="axis keepdims initial")
 def _largest(call: Call) -> Effects:
     reduced_axes(call)
     if getattr(call.operation, "initial", None) is not None:
@@ -223,7 +237,7 @@ def _largest(call: Call) -> Effects:
 # --- ops that move values --------------------------------------------------------------------------------------------
 
 
-@rule("Norm")
+@rule("Norm", config="ord axis keepdims")
 def _norm(call: Call) -> Effects:
     reduced_axes(call)
     if call.operation.ord not in (None, 2, "fro") or (call.operation.ord == 2 and len(call.operation.axis) > 1):
@@ -232,14 +246,14 @@ def _norm(call: Call) -> Effects:
     return [Effect(1.0, roundings=None, offset=math.inf)]
 
 
-@rule("Logsumexp")
+@rule("Logsumexp", config="axis keepdims")
 def _logsumexp(call: Call) -> Effects:
     # The gradient is a softmax, of norm at most 1.
     reduced_axes(call)
     return [Effect(1.0, roundings=None, offset=math.inf)]
 
 
-@rule("MaxPool", "AveragePool")
+@rule("MaxPool", "AveragePool", config="pool_size strides padding data_format")
 def _pool(call: Call) -> Effects:
     operation = call.operation
     rank = len(call.in_shape) - 1
@@ -258,7 +272,7 @@ def _pool(call: Call) -> Effects:
     return pooling(dataclasses.replace(call, operation=layer))
 
 
-@rule("Cast")
+@rule("Cast", config="dtype", integers=True)
 def _cast(call: Call) -> Effects:
     if call.operation.dtype not in ("float32", "float64"):
         raise call.refuse(f"it rounds to the type {call.operation.dtype}.")
@@ -270,12 +284,12 @@ def _nothing(call: Call) -> Effects:
     return []
 
 
-@rule("DepthToSpace", "SpaceToDepth")
+@rule("DepthToSpace", "SpaceToDepth", config="block_size data_format")
 def _permutation(call: Call) -> Effects:
     return picked(call, None)
 
 
-@rule("Reshape")
+@rule("Reshape", config="newshape", integers=True)
 def _reshape(call: Call) -> Effects:
     before, after = entries(call.in_shape), entries(call.out_shape)
     if before is None or before != after:
@@ -294,17 +308,33 @@ def _moved(function: Callable[[Call], Callable[[Any], Any]]) -> Callable[[Call],
     return apply
 
 
-rule("Transpose")(_moved(lambda call: lambda array: np.transpose(array, call.operation.axes)))
-rule("Squeeze")(_moved(lambda call: lambda array: np.squeeze(array, call.operation.axis)))
-rule("ExpandDims")(_moved(lambda call: lambda array: np.expand_dims(array, call.operation.axis)))
-rule("Flip")(_moved(lambda call: lambda array: np.flip(array, call.operation.axis)))
-rule("Roll")(_moved(lambda call: lambda array: np.roll(array, call.operation.shift, call.operation.axis)))
-rule("Repeat")(_moved(lambda call: lambda array: np.repeat(array, call.operation.repeats, call.operation.axis)))
-rule("Tile")(_moved(lambda call: lambda array: np.tile(array, call.operation.repeats)))
-rule("Swapaxes")(_moved(lambda call: lambda array: np.swapaxes(array, call.operation.axis1, call.operation.axis2)))
+rule("Transpose", config="axes", integers=True)(
+    _moved(lambda call: lambda array: np.transpose(array, call.operation.axes))
+)
+rule("Squeeze", config="axis", integers=True)(_moved(lambda call: lambda array: np.squeeze(array, call.operation.axis)))
+rule("ExpandDims", config="axis", integers=True)(
+    _moved(lambda call: lambda array: np.expand_dims(array, call.operation.axis))
+)
+
+rule("Flip", config="axis")(_moved(lambda call: lambda array: np.flip(array, call.operation.axis)))
+rule("Repeat", config="repeats axis")(
+    _moved(lambda call: lambda array: np.repeat(array, call.operation.repeats, call.operation.axis))
+)
+rule("Tile", config="repeats")(_moved(lambda call: lambda array: np.tile(array, call.operation.repeats)))
+rule("Swapaxes", config="axis1 axis2")(
+    _moved(lambda call: lambda array: np.swapaxes(array, call.operation.axis1, call.operation.axis2))
+)
 
 
-@rule("Moveaxis")
+@rule("Roll", config="shift axis")
+def _roll(call: Call) -> Effects:
+    shift, axis = call.operation.shift, call.operation.axis
+    if axis is None or any(one % len(call.input_shape) == 0 for one in np.ravel(axis)):
+        raise call.refuse("it moves values from one sample to another.")
+    return _moved(lambda call: lambda array: np.roll(array, shift, axis))(call)
+
+
+@rule("Moveaxis", config="source destination", integers=True)
 def _move_axis(call: Call) -> Effects:
     source, destination = call.operation.source, call.operation.destination
     rank = len(call.input_shape)
@@ -313,36 +343,44 @@ def _move_axis(call: Call) -> Effects:
     return _moved(lambda call: lambda array: np.moveaxis(array, source, destination))(call)
 
 
-@rule("Take")
+@rule("Take", config="axis", arguments="indices", integers=True)
 def _take(call: Call) -> Effects:
-    indices = _constant(call, call.argument(1, "indices")).astype(np.int64)
+    indices = _constant(call, call.arguments["indices"]).astype(np.int64)
     axis = call.operation.axis
-    size = call.input_shape[axis] if isinstance(axis, int) else None
+    if axis is None or axis % len(call.input_shape) == 0:
+        raise call.refuse("it takes from among samples.")
+    size = call.input_shape[axis]
     if size is None or np.any(indices < -size) or np.any(indices >= size):
         raise call.refuse("it takes values from an axis of which the size is not known, or from outside of it.")
-    if None in call.in_shape and axis % len(call.input_shape):
+    if None in call.in_shape:
         repeats = int(np.max(np.bincount(indices.reshape(-1) % size), initial=0))
         return picked(call, None, repeats, keeps_sizes=True)
     return _moved(lambda call: lambda array: np.take(array, indices, axis))(call)
 
 
-@rule("GetItem")
+@rule("GetItem", arguments="key", integers=True)
 def _get_item(call: Call) -> Effects:
-    key = call.argument(1, "key")
+    key = call.arguments["key"]
     parts = key if isinstance(key, (tuple, list)) else (key,)
-    plain = (int, slice, type(None), type(Ellipsis))
-    if not all(isinstance(part, plain) for part in parts):
+    ends = [end for part in parts if isinstance(part, slice) for end in (part.start, part.stop, part.step)]
+    if not all(type(end) in (int, type(None)) for end in ends) or not all(
+        type(part) in (int, slice, type(None), type(Ellipsis)) for part in parts
+    ):
         raise call.refuse("it takes values by an index that is not constant.")
+    if not parts or parts[0] not in (slice(None), Ellipsis):
+        raise call.refuse("it takes from among samples: the first index is to be a colon.")
     return _moved(lambda call: lambda array: array[tuple(parts)])(call)
 
 
-@rule("Pad")
+@rule("Pad", config="pad_width mode", arguments="constant_values", integers=True)
 def _pad(call: Call) -> Effects:
     operation = call.operation
-    if operation.mode == "constant" and np.any(_constant(call, call.argument(1, "constant_values", 0) or 0) != 0):
+    if operation.mode == "constant" and np.any(_constant(call, call.arguments.get("constant_values") or 0) != 0):
         raise call.refuse("it pads with values that are not 0.")
     widths = [tuple(pair) for pair in operation.pad_width]
-    if operation.mode == "constant" and None in call.in_shape and len(widths) > 1 and widths[0] == (0, 0):
+    if len(widths) != len(call.input_shape) or widths[0] != (0, 0):
+        raise call.refuse("it pads the batch.")
+    if operation.mode == "constant" and None in call.in_shape:
         return picked(call, None)
     options = {"constant_values": -1} if operation.mode == "constant" else {}
     effects = _moved(lambda call: lambda array: np.pad(array, operation.pad_width, operation.mode, **options))(call)
@@ -353,14 +391,31 @@ def _pad(call: Call) -> Effects:
     return [Effect(max(effect.constant for effect in (*effects, *repeated)))]
 
 
-@rule("Split", "Unstack")
-def _split(call: Call) -> Effects:
-    # Each part by itself.
-    not_the_batch(call, call.operation.axis, "splits")
-    return [linear(Pick(call.in_shape, call.out_shape))]
+@rule("Split", "Unstack", config="axis indices_or_sections num", integers=True)
+def _split(call: Call) -> Parts:
+    axis = call.operation.axis
+    not_the_batch(call, axis, "splits")
+    if None in call.in_shape:
+        return Parts([[linear(Pick(call.in_shape, tuple(output.shape[1:])))] for output in call.outputs])
+    if is_op(call.operation, "Split"):
+        sections = call.operation.indices_or_sections
+
+        def part(array: Any, index: int) -> Any:
+            return np.split(array, sections, axis)[index]
+    else:
+
+        def part(array: Any, index: int) -> Any:
+            return np.moveaxis(array, axis, 0)[index]
+
+    return Parts(
+        [
+            picked(dataclasses.replace(call, outputs=[output]), functools.partial(part, index=index))
+            for index, output in enumerate(call.outputs)
+        ]
+    )
 
 
-@rule("Concatenate")
+@rule("Concatenate", config="axis", integers=True)
 def _concatenate(call: Call) -> Combination:
     axis = call.operation.axis
     if axis is None or axis % len(call.input_shape) == 0:
@@ -368,7 +423,7 @@ def _concatenate(call: Call) -> Combination:
     return Combination("concatenation", axis=axis % len(call.input_shape) - 1)
 
 
-@rule("Stack")
+@rule("Stack", config="axis", integers=True)
 def _stack(call: Call) -> Combination:
     if call.operation.axis % (len(call.input_shape) + 1) == 0:
         raise call.refuse("it joins batches.")

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from deel_like_lip._geometry import entries, largest_overlap
+from deel_like_lip.bounds.admission import as_call
 from deel_like_lip.bounds.convolution import Axis
 from deel_like_lip.bounds.layer_rules import image_area, not_the_batch, spread_norm, window_overlap
 from deel_like_lip.bounds.linear import spectral_norm_bound
 from deel_like_lip.bounds.op_rules import operands, reduced_axes
 from deel_like_lip.bounds.operators import Centering, Convolution, PaddedConvolution, Pick, spatial_axes
 from deel_like_lip.bounds.rounding import EPSILON, FLOAT32_ROUNDOFF, FLOAT32_UNDERFLOW, product_up, root_up, up
-from deel_like_lip.bounds.rules import Call, Combination, Effect, apply_rule, as_call, is_op, linear, weight
+from deel_like_lip.bounds.rules import Call, Combination, Effect, Parts, apply_rule, is_op, linear, weight
 
 Array = npt.NDArray[np.float64]
 
@@ -67,7 +68,7 @@ def _sorted_pairs(call: Call) -> Pattern | None:
     low, high = (producer(tensor) for tensor in call.inputs)
     if low is None or high is None:
         return None
-    if {type(low.operation).__name__, type(high.operation).__name__} != {"Minimum", "Maximum"}:
+    if not (_is_minimum(low) and _is_maximum(high)) and not (_is_minimum(high) and _is_maximum(low)):
         return None
     halves = {id(tensor) for tensor in low.inputs}
     if len(halves) != 2 or halves != {id(tensor) for tensor in high.inputs}:
@@ -214,7 +215,7 @@ def _periodic_take(tensor: Any, spatial: Sequence[int]) -> _Take | None:
     axis = take.operation.axis
     if axis not in spatial:
         return None
-    indices, size = np.asarray(take.argument(1, "indices")), take.input_shape[axis]
+    indices, size = np.asarray(take.arguments["indices"]), take.input_shape[axis]
     if indices.ndim != 1 or not indices.size or size is None or np.any(abs(indices + 0.5) > size):
         return None
     if np.any((indices[1:] - indices[:-1] - 1) % size):
@@ -233,7 +234,7 @@ def _padded_convolution(call: Call) -> Pattern | None:
         take = producer(source)
         if take is None or not _is(take, "Take") or len(take.inputs) > 1:
             break
-        axis, indices = take.operation.axis, np.asarray(take.argument(1, "indices"))
+        axis, indices = take.operation.axis, np.asarray(take.arguments["indices"])
         size = None if axis is None else take.input_shape[axis]
         if axis not in spatial or axis in taken or indices.ndim != 1 or size is None:
             break
@@ -285,7 +286,7 @@ def _zero_padded_convolution(call: Call) -> Pattern | None:
 def _parts(call: Call) -> tuple[Effect, Convolution, list[Effect]]:
     """Returns the linear effect of a convolution layer, its operator, and the effects of its activation."""
     effects = apply_rule(call)
-    assert not isinstance(effects, Combination)
+    assert not isinstance(effects, Combination | Parts)
     linear_part, *activation = effects
     assert isinstance(linear_part.operator, Convolution)
     return linear_part, linear_part.operator, activation
@@ -339,7 +340,7 @@ def _skew_link(tensor: Any) -> _Link | None:
     """Returns how a tensor is computed by a skew-symmetric convolution, or None."""
     call, factor = producer(tensor), 1.0
     if call is not None and _is(call, "Divide", "TrueDivide") and len(call.inputs) == 1:
-        divisor = call.argument(1, "x2")
+        divisor = call.arguments["x2"]
         if not isinstance(divisor, (int, float)) or divisor == 0:
             return None
         factor, call = 1 / divisor, producer(call.inputs[0])
@@ -354,7 +355,7 @@ def _skew_link(tensor: Any) -> _Link | None:
         return None
     pattern = _circular_convolution(call)
     effects = apply_rule(call) if pattern is None else pattern.effects
-    assert not isinstance(effects, Combination)
+    assert not isinstance(effects, Combination | Parts)
     (effect,) = effects
     operator = effect.operator
     assert isinstance(operator, Convolution)
@@ -534,7 +535,7 @@ def _split_in_two(halves: Sequence[Any]) -> Call | None:
 
 
 def producer(tensor: Any) -> Call | None:
-    """Returns the call that computed a tensor, or None for an input."""
+    """Returns the call that computed a tensor of a graph that has been admitted, or None for an input."""
     operation, node_index, _ = tensor._keras_history
     if operation is None:
         return None
@@ -542,6 +543,14 @@ def producer(tensor: Any) -> Call | None:
     if node.is_input:
         return None
     return as_call(node)
+
+
+def _is_minimum(call: Call) -> bool:
+    return _is(call, "Minimum", keras.layers.Minimum)
+
+
+def _is_maximum(call: Call) -> bool:
+    return _is(call, "Maximum", keras.layers.Maximum)
 
 
 def _is(call: Call, *kinds: Any) -> bool:

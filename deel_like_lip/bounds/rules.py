@@ -6,13 +6,14 @@ exactly: a subclass may compute anything.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import keras
 import numpy as np
 import numpy.typing as npt
 
+from deel_like_lip._keras import op_class
 from deel_like_lip._typing import Shape
 from deel_like_lip.bounds.operators import Operator
 
@@ -34,15 +35,32 @@ class CannotBoundError(ValueError):
     """
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """An array among the tensors that an operation combines."""
+
+    value: npt.NDArray[np.float64]
+
+    @property
+    def shape(self) -> Shape:
+        return self.value.shape
+
+
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """One call of an operation in a model's graph."""
+    """One call of an operation in a model's graph.
+
+    Attributes:
+        operation: The layer or op.
+        inputs: The tensors of the graph that it takes, in the order of its arguments.
+        outputs: What it returns.
+        arguments: Everything that it was called with, by the names of its arguments.
+    """
 
     operation: Any
     inputs: Sequence[Any]  # KerasTensors
     outputs: Sequence[Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def input_shape(self) -> Shape:
@@ -58,9 +76,14 @@ class Call:
         """The shape of one sample of the output."""
         return tuple(self.outputs[0].shape[1:])
 
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Returns an argument of the call that may have been given by position or by name."""
-        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+    @property
+    def parts(self) -> Sequence[Any]:
+        """The tensors that it combines, in order: those of the graph, and a `Constant` for each array among them."""
+        return [
+            part if isinstance(part, keras.KerasTensor) else Constant(to_float64(part))
+            for part in keras.tree.flatten(list(self.arguments.values()))
+            if part is not None
+        ]
 
     def refuse(self, reason: str) -> CannotBoundError:
         operation = self.operation
@@ -69,10 +92,16 @@ class Call:
             f"Received: an input of shape {self.input_shape if self.inputs else ()}"
         )
 
+    def number(self, name: str) -> float:
+        """Returns a number that the operation was made with.
 
-def as_call(node: Any) -> Call:
-    """Makes a `Call` of a Keras node."""
-    return Call(node.operation, node.input_tensors, node.outputs, node.arguments.args, node.arguments.kwargs)
+        Raises:
+            CannotBoundError: If it is something else, such as an array, which may repeat values to fit its shape.
+        """
+        value = getattr(self.operation, name)
+        if np.ndim(value) or isinstance(value, keras.KerasTensor | keras.Variable):
+            raise self.refuse(f"its `{name}` is an array, and the bound is known for a number.")
+        return float(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +151,44 @@ class Combination:
     roundings: int = 0
 
 
-Rule = Callable[[Call], Sequence[Effect] | Combination]
-_RULES: dict[Any, Rule] = {}
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Several outputs, each by effects of its own.
+
+    Attributes:
+        effects: The effects of each output.
+    """
+
+    effects: Sequence[Sequence[Effect]]
+
+
+Found = Sequence[Effect] | Combination | Parts
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How to bound one class of layers or ops, and what the bound takes into account.
+
+    Attributes:
+        apply: From a call to what it does to its inputs.
+        config: The entries of a layer's config, or the attributes of an op, that `apply` knows of. What is not among
+            them is refused, so that a new argument of a later Keras is.
+        arguments: The arguments of the call that `apply` knows of, besides the first.
+        integers: Whether it may be called with integers, since it only moves them or makes floats of them.
+        call: The method `call` of the class when the rule was made.
+        built_in: Whether it comes with this library.
+    """
+
+    apply: Callable[[Call], Found]
+    config: frozenset[str] | None
+    arguments: frozenset[str]
+    integers: bool
+    call: Any
+    built_in: bool
+
+
+_RULES: dict[type, Rule] = {}
 
 
 def register_bound_rule(layer_class: type) -> Callable[[_Function], _Function]:
@@ -134,10 +198,14 @@ def register_bound_rule(layer_class: type) -> Callable[[_Function], _Function]:
     at inference, for one sample. Certificates are as sound as this bound.
 
     Args:
-        layer_class: The layer's class; subclasses are not covered.
+        layer_class: The layer's class; subclasses are not covered. It may have a rule from before, which is replaced,
+            unless that comes with this library.
 
     Returns:
         The decorator.
+
+    Raises:
+        ValueError: If it is not a class of layers, or one that this library has a rule for.
 
     Example:
         >>> class Halve(keras.layers.Layer):
@@ -149,61 +217,114 @@ def register_bound_rule(layer_class: type) -> Callable[[_Function], _Function]:
         >>> certify(keras.Sequential([keras.Input((4,)), Halve()])).lipschitz_constant
         0.5
     """
+    if not (isinstance(layer_class, type) and issubclass(layer_class, keras.layers.Layer)):
+        raise ValueError(f"Expected `layer_class` to be a class of layers. Received: layer_class={layer_class!r}")
+    own = _RULES.get(layer_class)
+    if own is not None and own.built_in:
+        raise ValueError(
+            f"The class {layer_class.__name__} of Keras has a bound rule, which cannot be replaced. Write a class of "
+            f"your own, derived from it, and register that. Received: layer_class={layer_class!r}"
+        )
 
     def register(function: _Function) -> _Function:
-        _RULES[layer_class] = lambda call: [
-            Effect(float(function(call.operation, call.input_shape)), roundings=None, offset=math.inf)
-        ]
+        def apply(call: Call) -> Sequence[Effect]:
+            try:
+                constant = float(function(call.operation, call.input_shape))
+            except Exception as error:
+                raise call.refuse(
+                    f"the rule that was registered for it raised {type(error).__name__}: {error}."
+                ) from error
+            return [Effect(constant, roundings=None, offset=math.inf)]
+
+        _RULES[layer_class] = Rule(apply, None, frozenset(), False, layer_class.call, built_in=False)
         return function
 
     return register
 
 
-def rule(*keys: Any) -> Callable[[_Function], _Function]:
-    """Registers a rule for layer classes, and for ops by the names of their classes, as a decorator."""
+def unregister_bound_rule(layer_class: type) -> None:
+    """Takes back what `register_bound_rule` did for a class of layers.
+
+    Args:
+        layer_class: The class.
+
+    Raises:
+        ValueError: If there is no rule for it, or the rule comes with this library.
+
+    Example:
+        >>> class Third(keras.layers.Layer):
+        ...     def call(self, inputs):
+        ...         return inputs / 3
+        >>> _ = register_bound_rule(Third)(lambda layer, input_shape: 1 / 3)
+        >>> unregister_bound_rule(Third)
+    """
+    own = _RULES.get(layer_class)
+    if own is None or own.built_in:
+        raise ValueError(f"Expected a class that a rule was registered for. Received: layer_class={layer_class!r}")
+    del _RULES[layer_class]
+
+
+def rule(
+    *keys: type | str, config: str = "", arguments: str = "", integers: bool = False
+) -> Callable[[_Function], _Function]:
+    """Registers a rule, as a decorator.
+
+    Args:
+        *keys: Classes of layers, and names of classes of ops. Names that this version of Keras lacks are left out.
+        config: As in `Rule`, separated by spaces.
+        arguments: As in `Rule`, separated by spaces.
+        integers: As in `Rule`.
+    """
 
     def register(function: _Function) -> _Function:
         for key in keys:
-            _RULES[key] = function
+            kind = op_class(key) if isinstance(key, str) else key
+            if kind is not None:
+                own_call: Any = getattr(kind, "call", None)
+                _RULES[kind] = Rule(
+                    function, frozenset(config.split()), frozenset(arguments.split()), integers, own_call, built_in=True
+                )
         return function
 
     return register
 
 
-def apply_rule(call: Call) -> Sequence[Effect] | Combination:
-    """Returns what a call does to its inputs.
+def rule_of(operation: Any) -> Rule | None:
+    """Returns the rule of an operation, by its exact class, or None."""
+    return _RULES.get(type(operation))
+
+
+def apply_rule(call: Call) -> Found:
+    """Returns what a call, which has been admitted, does to its inputs.
 
     Raises:
-        CannotBoundError: If there is no rule for the operation, or the rule refuses this call.
+        CannotBoundError: If the rule refuses this call.
     """
-    found = _RULES.get(_key(call.operation))
-    if found is None:
-        raise call.refuse(
-            "there is no bound rule for it. Replace it by a layer that has one, or tell its constant with "
-            "`deel_like_lip.bounds.register_bound_rule`."
-        )
-    refuse_training(call)
-    result = found(call)
+    found = rule_of(call.operation)
+    assert found is not None  # the gate has seen to it
+    try:
+        result = found.apply(call)
+    except CannotBoundError:
+        raise
+    except (TypeError, ValueError, IndexError, KeyError, AttributeError, ZeroDivisionError, OverflowError) as error:
+        raise call.refuse(f"its bound rule does not cover this call ({type(error).__name__}: {error}).") from error
     if isinstance(result, Combination):
         return result
     if len(call.inputs) != 1:
         raise call.refuse(f"its bound rule is for a single input tensor, but it has {len(call.inputs)}.")
-    for effect in result:
+    for effect in (
+        effect for effects in (result.effects if isinstance(result, Parts) else [result]) for effect in effects
+    ):
         if not math.isfinite(effect.constant) or effect.constant < 0:
             raise call.refuse(f"its bound is {effect.constant}, as with a kernel that holds NaN or infinite entries.")
     return result
 
 
-def refuse_training(call: Call) -> None:
-    """Raises if a layer or nested model is called in training mode, whatever the model is called with."""
-    if call.kwargs.get("training"):
-        raise call.refuse("the model calls it with `training=True`, and bounds are those of inference.")
-
-
 def is_op(operation: Any, name: str | None = None) -> bool:
-    """Whether an operation is an op of `keras.ops`, of that name. Keras does not export their classes."""
-    kind = type(operation)
-    return kind.__module__.startswith("keras.src.ops.") and name in (None, kind.__name__)
+    """Whether an operation is an op of `keras.ops`, of that name, rather than a layer."""
+    if name is None:
+        return not isinstance(operation, keras.layers.Layer)
+    return type(operation) is op_class(name)
 
 
 def weight(call: Call, variable: Any) -> npt.NDArray[np.float64]:
@@ -228,8 +349,3 @@ def to_float64(tensor: Any) -> npt.NDArray[np.float64]:
     """Returns a tensor as an array of float64."""
     array: npt.NDArray[np.float64] = keras.ops.convert_to_numpy(tensor).astype(np.float64)
     return array
-
-
-def _key(operation: Any) -> Any:
-    """Layers go by their class, ops by their name."""
-    return type(operation).__name__ if is_op(operation) else type(operation)
