@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from deel_like_lip._version import __version__
 from deel_like_lip.bounds import Affine, LayerBound, OutputBound, bound_graph
+from deel_like_lip.bounds.ranges import value_range
 from deel_like_lip.bounds.rounding import EPSILON, product_up, root_up
 from deel_like_lip.folding import vanilla_model
 
@@ -631,11 +632,12 @@ def certify_plain(
     names = list(names or output_names(plain))
     tasks = _tasks(task, names)
     shapes = [tuple(tensor.shape[1:]) for tensor in plain.outputs]
-    for name, shape, tensor in zip(names, shapes, plain.outputs, strict=True):
+    for name, shape in zip(names, shapes, strict=True):
         _check_task(plain, name, tasks[name], shape)
+    bound = bound_graph(plain, rounding=rounding == "sound", verbose=verbose)
+    for name, shape, tensor in zip(names, shapes, plain.outputs, strict=True):
         if tasks[name] in ("binary", "multilabel") or (tasks[name] is None and shape == (1,)):
             _check_signs(plain, name, tensor)
-    bound = bound_graph(plain, rounding=rounding == "sound", verbose=verbose)
     heads = tuple(
         _head(name, tasks[name], shape, output)
         for name, shape, output in zip(names, shapes, bound.outputs, strict=True)
@@ -708,33 +710,25 @@ def _check_task(plain: keras.Model, name: str, task: Task | None, shape: tuple[i
     )
 
 
-# Names of activations and operations whose result is never negative.
-_POSITIVE = {
-    "sigmoid",
-    "hardsigmoid",
-    "softmax",
-    "softplus",
-    "exponential",
-    "exp",
-    "relu",
-    "relu6",
-    "square",
-    "absolute",
-}
-
-
 def _check_signs(plain: keras.Model, name: str, output: Any) -> None:
     """Refuses an output that has one sign only: radii for it would not tell where it crosses any other threshold."""
-    last = output._keras_history.operation
-    activation = getattr(last, "activation", None)
-    kind = type(last).__name__ if activation is None else getattr(activation, "__name__", type(activation).__name__)
-    if kind.lower().replace("_", "") in _POSITIVE:
+    low, high = value_range(output)
+    if low >= 0 or high <= 0:
         raise ValueError(
             f'`certify` expects an output whose sign is the answer, as for one output and task="multilabel". End the '
             "model with the logit, before the activation (`layer.activation = keras.activations.linear`; a probability "
             'above 0.5 is a logit above 0), or pass task="regression". Received: the output '
-            f"'{name}' of '{plain.name}', which ends in {kind} and is never negative"
+            f"'{name}' of '{plain.name}', which ends in {_last_operation(output)} and is never "
+            f"{'negative' if low >= 0 else 'positive'}"
         )
+
+
+def _last_operation(output: Any) -> str:
+    last = output._keras_history.operation
+    activation = getattr(last, "activation", None)
+    if activation in (None, keras.activations.linear):
+        return type(last).__name__
+    return getattr(activation, "__name__", type(activation).__name__)
 
 
 def _head(name: str, task: Task | None, shape: tuple[int | None, ...], bound: OutputBound) -> Head:

@@ -1,5 +1,6 @@
 """Folding: the same predictions with built-in Keras layers and ops only."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ import keras
 
 from deel_like_lip._registration import PACKAGE
 from deel_like_lip._typing import Tensor
+from deel_like_lip.bounds.admission import check_methods, check_state, config_of, difference_from
+from deel_like_lip.bounds.rules import Call, CannotBoundError
 from deel_like_lip.layers.base import LipschitzLayer, fold_activation, own_weights
 
 
@@ -68,26 +71,47 @@ class _Folder:
         return folded
 
     def _fold_once(self, operation: Any) -> Callable[..., Any]:
+        check_methods(operation)
         if isinstance(operation, LipschitzLayer):
-            if not issubclass(_definer(operation, "fold"), _definer(operation, "call")):
-                raise ValueError(
-                    f"The layer '{operation.name}' cannot be folded: its class {type(operation).__name__} "
-                    "overrides `call` but not `fold`, which would describe what the class it derives from computes."
-                )
-            fold = operation.fold()
-
-            def folded(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                outputs = fold(inputs)
-                _name_after(operation.name, inputs, outputs)
-                return outputs
-
-            return folded
+            return _fold_own(operation)
         if isinstance(operation, keras.Model):
             return self.fold_model(operation)
         if isinstance(operation, keras.layers.Layer):
             return _copy(operation, self._dtype)
         stateless_op: Callable[..., Any] = operation
         return stateless_op
+
+
+def _fold_own(layer: Any) -> Callable[..., Any]:
+    """Returns what a layer of this library computes, by built-in layers and ops."""
+    for method in ("call", "__call__", "quantized_call"):
+        if not issubclass(_definer(layer, "fold"), _definer(layer, method)):
+            raise CannotBoundError(
+                f"The layer '{layer.name}' cannot be folded: its class {type(layer).__name__} "
+                f"overrides `{method}` but not `fold`, which would describe what the class it derives from computes."
+            )
+    for part in layer._flatten_layers():
+        check_methods(part)
+        _check_activation(part)
+        if not isinstance(part, LipschitzLayer) and _is_of_keras(part):
+            _check_difference(part, _from_config(part, config_of(part)))
+    fold = layer.fold()
+
+    def folded(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # What it folds to takes inputs alone, and is what the layer computes at inference.
+        given = {f"argument {place}": value for place, value in enumerate(args, 2)} | kwargs
+        for name, value in given.items():
+            if value is not None and not (name == "training" and value is False):
+                raise CannotBoundError(
+                    f"The {type(layer).__name__} layer '{layer.name}' cannot be folded: the model calls it with "
+                    f"`{name}`, and its fold is that of a call with inputs alone, at inference. Leave it out. "
+                    f"Received: {name}={value!r}"
+                )
+        outputs = fold(inputs)
+        _name_after(layer.name, inputs, outputs)
+        return outputs
+
+    return folded
 
 
 Run = Callable[[Any, Callable[[Any], Callable[..., Any]]], Any]
@@ -100,6 +124,7 @@ def _graph(model: Any) -> tuple[Any, Run]:
             f"The model '{model.name}' is not built, so it has no weights yet. Call it on data or give it an `Input` "
             "first."
         )
+    check_methods(model)
     if not _definer(model, "call").__module__.startswith("keras."):
         model = _trace(model)  # its own `call` decides what it computes, even if it has a graph as well
     if isinstance(model, keras.Sequential):
@@ -184,16 +209,32 @@ def _copy(layer: Any, dtype: str | None = None) -> Callable[..., Any]:
                 f"The {type(part).__name__} layer '{part.name}' cannot be folded: it is quantized by the mode "
                 f"'{part.quantization_mode}'. Fold the model first, then quantize its kernels to int8 or int4."
             )
+    if isinstance(layer, keras.layers.Lambda):
+        raise CannotBoundError(
+            f"The Lambda layer '{layer.name}' cannot be folded: it runs a Python function, which no file can hold. "
+            "Write it with `keras.ops` in the model's graph, as in `outputs = 2.0 * keras.ops.relu(inputs)`."
+        )
     activation = getattr(layer, "activation", None)
     own_activation = isinstance(activation, LipschitzLayer) and type(layer) in _ACTIVATION_COMES_LAST
+    for part in layer._flatten_layers():
+        check_methods(part)
+        check_state(Call(part, (), ()))
+        _check_activation(part)
     config = layer.get_config()
     if own_activation:
         config["activation"] = None
-    copy = type(layer).from_config(_with_dtype(config, dtype) if dtype else config)
+    copy = _from_config(layer, _with_dtype(config, dtype) if dtype else config)
+    # (A LoRA update has no place in a config; bounds refuse it by its name.)
+    if _is_of_keras(layer) and dtype is None and not own_activation and not getattr(layer, "lora_enabled", False):
+        _check_difference(layer, copy)
     weights = [
         keras.ops.convert_to_numpy(weight) for weight in (own_weights(layer) if own_activation else layer.weights)
     ]
     fold = fold_activation(activation) if own_activation else None
+    # A layer that is called on several shapes was built for the first of them, which may come later in the graph.
+    build = layer.get_build_config() if weights else None
+    if build:
+        copy.build_from_config(build)
     called = False
 
     def folded(*args: Any, **kwargs: Any) -> Tensor:
@@ -205,6 +246,53 @@ def _copy(layer: Any, dtype: str | None = None) -> Callable[..., Any]:
         return fold(outputs) if fold is not None else outputs
 
     return folded
+
+
+def _from_config(layer: Any, config: dict[str, Any]) -> Any:
+    """Returns a new layer of a layer's class."""
+    try:
+        return type(layer).from_config(config)
+    except Exception as error:
+        raise CannotBoundError(
+            f"The {type(layer).__name__} layer '{layer.name}' cannot be folded: no layer can be made of its config. "
+            f"Received: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
+
+
+def _is_of_keras(layer: Any) -> bool:
+    return type(layer).__module__.startswith("keras.")
+
+
+def _check_difference(layer: Any, copy: Any) -> None:
+    """Raises if a layer may compute something else than a copy of it, which has its config."""
+    difference = difference_from(layer, copy)
+    if difference is not None:
+        raise CannotBoundError(
+            f"The {type(layer).__name__} layer '{layer.name}' cannot be folded: its attribute `{difference}` is not "
+            "what its config says, so a copy computes something else. Make a new layer with the arguments you "
+            "mean. "
+            f"Received: {difference}={getattr(layer, difference, None)!r}"
+        )
+
+
+def _check_activation(layer: Any) -> None:
+    """Raises if the activation of a layer is a function that a copy would not have."""
+    function = getattr(layer, "activation", None)
+    if not callable(function) or isinstance(function, keras.layers.Layer):
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of lambdas
+        try:
+            again = keras.activations.get(keras.activations.serialize(function))
+        except Exception:  # each kind of function has its own
+            again = None
+    if again is not function:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise CannotBoundError(
+            f"The {type(layer).__name__} layer '{layer.name}' cannot be folded: its activation '{name}' is not one "
+            "that its config names, such as those of `keras.activations`, so a copy would compute something else. "
+            "Apply it as operations of `keras.ops` in the model's graph, or as a layer with a bound rule."
+        )
 
 
 def _with_dtype(config: Any, dtype: str) -> Any:

@@ -1,0 +1,228 @@
+"""What values an output can take: whether its sign can be an answer at all.
+
+An interval for each tensor, the same for all of its entries, from what is known of activations, absolute values and
+limits. What is not known may be anything.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+
+from deel_like_lip._keras import functional_graph
+from deel_like_lip.bounds.patterns import producer
+from deel_like_lip.bounds.rules import Call, is_op, to_float64
+
+Interval = tuple[float, float]
+Array = npt.NDArray[np.float64]
+ANYTHING: Interval = (-math.inf, math.inf)
+_POSITIVE: Interval = (0.0, math.inf)
+
+layers = keras.layers
+# Functions with values in an interval, whatever they are applied to.
+_VALUES: dict[str, Interval] = {
+    **dict.fromkeys(("sigmoid", "hard_sigmoid", "sparse_sigmoid", "softmax"), (0.0, 1.0)),
+    **dict.fromkeys(("softplus", "squareplus", "sparse_plus", "exponential", "relu"), _POSITIVE),
+    **dict.fromkeys(("tanh", "hard_tanh", "softsign"), (-1.0, 1.0)),
+    "relu6": (0.0, 6.0),
+    **dict.fromkeys(("log_sigmoid", "log_softmax"), (-math.inf, 0.0)),
+}
+# Functions whose result has the sign of what they are applied to.
+_KEEP_SIGNS = {
+    *("leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hard_silu", "soft_shrink", "tanh_shrink"),
+    *("tanh", "hard_tanh", "softsign"),
+}
+_OPS = {
+    **{name: name.lower() for name in ("Sigmoid", "Softmax", "Softplus", "Squareplus", "Relu", "Relu6", "Tanh")},
+    **{name: name.lower() for name in ("Softsign", "Elu", "Selu", "Celu", "Gelu", "Silu", "Mish")},
+    **{"HardSigmoid": "hard_sigmoid", "SparseSigmoid": "sparse_sigmoid", "SparsePlus": "sparse_plus"},
+    **{"HardTanh": "hard_tanh", "LogSigmoid": "log_sigmoid", "LogSoftmax": "log_softmax", "LeakyRelu": "leaky_relu"},
+    **{"HardSilu": "hard_silu", "SoftShrink": "soft_shrink", "TanhShrink": "tanh_shrink", "Exp": "exponential"},
+}
+_NOT_NEGATIVE = ("Absolute", "Abs", "Fabs", "Square", "Sqrt", "Norm")
+# What moves, repeats, averages or selects values, and what does nothing at inference.
+_MOVING = {
+    *(layers.Flatten, layers.Reshape, layers.Permute, layers.RepeatVector, layers.Identity, layers.Dropout),
+    *(layers.SpatialDropout1D, layers.SpatialDropout2D, layers.SpatialDropout3D, layers.AlphaDropout),
+    *(layers.GaussianNoise, layers.GaussianDropout, layers.ActivityRegularization),
+    *(layers.Cropping1D, layers.Cropping2D, layers.Cropping3D),
+    *(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D),
+    *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),
+    *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
+    *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
+    *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D),
+}
+_MOVING_OPS = (
+    *("Reshape", "Transpose", "Squeeze", "ExpandDims", "Flip", "Roll", "Repeat", "Tile", "Swapaxes", "Moveaxis"),
+    *("Take", "GetItem", "Split", "Unstack", "Cast", "Copy", "StopGradient", "DepthToSpace", "SpaceToDepth"),
+    *("Mean", "Max", "Min", "Amax", "Amin", "Sort", "MaxPool", "AveragePool"),
+)
+_PADDING = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
+_JOINING = (layers.Concatenate, layers.Average)
+
+
+def value_range(tensor: Any) -> Interval:
+    """Returns an interval in which all values of a tensor of a graph lie that has been admitted, for all inputs.
+
+    Raises:
+        CannotBoundError: If it is not certain which argument of a call is which.
+    """
+    return _Ranges({}).of(tensor)
+
+
+class _Ranges:
+    """The intervals of the tensors of one model."""
+
+    def __init__(self, known: dict[int, Interval]) -> None:
+        self._known = known
+
+    def of(self, tensor: Any) -> Interval:
+        if id(tensor) not in self._known:
+            call = producer(tensor)
+            if call is None:
+                interval = ANYTHING
+            elif isinstance(call.operation, keras.Model):
+                interval = self._of_nested(call, tensor)
+            else:
+                interval = _after(call, [self.of(one) for one in call.inputs])
+            self._known[id(tensor)] = interval
+        return self._known[id(tensor)]
+
+    def _of_nested(self, call: Call, tensor: Any) -> Interval:
+        model = functional_graph(call.operation)
+        inputs = zip(model.inputs, call.inputs, strict=True)
+        index = next(index for index, one in enumerate(call.outputs) if one is tensor)
+        return _Ranges({id(own): self.of(given) for own, given in inputs}).of(model.outputs[index])
+
+
+def _after(call: Call, inputs: list[Interval]) -> Interval:
+    operation = call.operation
+    if is_op(operation):
+        return _after_op(call, inputs)
+    kind, interval = type(operation), inputs[0]
+    if kind in _MOVING:
+        return interval
+    if kind in _PADDING:
+        return _union([interval, (0.0, 0.0)])
+    if kind in _JOINING:
+        return _union(inputs) if len(call.parts) == len(inputs) else ANYTHING
+    if kind is layers.Add and len(call.parts) == len(inputs):
+        return sum(low for low, _ in inputs), sum(high for _, high in inputs)
+    if kind in (layers.Maximum, layers.Minimum):
+        return _extremum(call, inputs, kind is layers.Maximum)
+    if kind is layers.Rescaling:
+        return _affine(interval, np.asarray(operation.scale, np.float64), np.asarray(operation.offset, np.float64))
+    if kind is layers.Dense and interval != ANYTHING:
+        interval = _dense(operation, interval)
+    elif kind not in (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax):
+        interval = ANYTHING
+    return _activated(operation, interval)
+
+
+def _after_op(call: Call, inputs: list[Interval]) -> Interval:
+    operation, interval = call.operation, inputs[0] if inputs else ANYTHING
+    name = type(operation).__name__  # of an op of Keras, or the bound refuses
+    if name in _OPS:
+        return _function(_OPS[name], interval)
+    if name in _NOT_NEGATIVE:
+        return _POSITIVE
+    if name in _MOVING_OPS:
+        return interval
+    if name == "Sum":
+        return (0.0, math.inf) if interval[0] >= 0 else (-math.inf, 0.0) if interval[1] <= 0 else ANYTHING
+    if name == "Pad":
+        return _union([interval, (0.0, 0.0)])
+    if name == "Clip":
+        low, high = (float(np.min(np.asarray(limit))) for limit in (operation.x_min, operation.x_max))
+        return (low, float(np.max(np.asarray(operation.x_max)))) if high >= low else ANYTHING
+    if name in ("Concatenate", "Stack"):
+        return _union(inputs) if len(call.parts) == len(inputs) else ANYTHING
+    if name in ("Maximum", "Minimum"):
+        return _extremum(call, inputs, name == "Maximum")
+    if name == "Negative":
+        return -interval[1], -interval[0]
+    return _arithmetic(call, name, inputs)
+
+
+def _arithmetic(call: Call, name: str, inputs: list[Interval]) -> Interval:
+    if name not in ("Add", "Subtract", "Multiply", "Divide", "TrueDivide"):
+        return ANYTHING
+    first, second = call.arguments["x1"], call.arguments["x2"]
+    if len(inputs) == 2:
+        (low, high), (other_low, other_high) = inputs
+        if name == "Add":
+            return low + other_low, high + other_high
+        return (low - other_high, high - other_low) if name == "Subtract" else ANYTHING
+    one, zero = np.ones(()), np.zeros(())
+    if isinstance(first, keras.KerasTensor):
+        array = to_float64(second)
+        if name in ("Add", "Subtract"):
+            return _affine(inputs[0], one, array if name == "Add" else -array)
+        if name == "Multiply" or not np.any(array == 0):
+            return _affine(inputs[0], array if name == "Multiply" else 1 / array, zero)
+        return ANYTHING
+    array = to_float64(first)
+    if name == "Multiply":
+        return _affine(inputs[0], array, zero)
+    return _affine(inputs[0], one if name == "Add" else -one, array) if name in ("Add", "Subtract") else ANYTHING
+
+
+def _activated(layer: Any, interval: Interval) -> Interval:
+    """Returns what becomes of an interval by the activation of a layer, or the layer that is one."""
+    activation = getattr(layer, "activation", None)
+    if isinstance(activation, layers.Layer):
+        return _activated(activation, interval)
+    kind = type(layer)
+    if activation is not None:
+        return _function(getattr(activation, "__name__", ""), interval)
+    if kind is layers.ReLU:
+        top = math.inf if layer.max_value is None else float(layer.max_value)
+        low, high = _function("relu" if not layer.negative_slope else "leaky_relu", interval)
+        return low, min(high, top)
+    names = {layers.LeakyReLU: "leaky_relu", layers.ELU: "elu", layers.Softmax: "softmax", layers.Dense: "linear"}
+    return _function(names.get(kind, ""), interval)
+
+
+def _function(name: str, interval: Interval) -> Interval:
+    if name == "linear":
+        return interval
+    low, high = _VALUES.get(name, ANYTHING)
+    if name in _KEEP_SIGNS or name in ("relu", "relu6"):
+        low, high = (max(low, 0.0) if interval[0] >= 0 else low), (min(high, 0.0) if interval[1] <= 0 else high)
+    return low, high
+
+
+def _affine(interval: Interval, factors: Array, offsets: Array) -> Interval:
+    ends = [_times(factor, end) for factor in (np.min(factors), np.max(factors)) for end in interval]
+    return min(ends) + float(np.min(offsets)), max(ends) + float(np.max(offsets))
+
+
+def _times(factor: float, end: float) -> float:
+    return 0.0 if factor == 0 else float(factor) * end
+
+
+def _dense(layer: Any, interval: Interval) -> Interval:
+    kernel = to_float64(layer.kernel)
+    bias = np.zeros(kernel.shape[1]) if layer.bias is None else to_float64(layer.bias)
+    positive, negative = np.sum(np.maximum(kernel, 0), axis=0), np.sum(np.minimum(kernel, 0), axis=0)
+    ends = [
+        [_times(up, top) + _times(down, bottom) + own for up, down, own in zip(positive, negative, bias, strict=True)]
+        for bottom, top in (interval, interval[::-1])
+    ]
+    return min(ends[1]), max(ends[0])
+
+
+def _extremum(call: Call, inputs: list[Interval], largest: bool) -> Interval:
+    intervals = [*inputs]
+    for part in call.parts:
+        if not isinstance(part, keras.KerasTensor):
+            intervals.append((float(np.min(part.value)), float(np.max(part.value))))
+    choose: Callable[..., float] = max if largest else min
+    return choose(low for low, _ in intervals), choose(high for _, high in intervals)
+
+
+def _union(intervals: list[Interval]) -> Interval:
+    return min(low for low, _ in intervals), max(high for _, high in intervals)
