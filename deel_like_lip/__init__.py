@@ -21,11 +21,14 @@ from deel_like_lip.evaluation import accuracy_under_attack, certified_accuracy, 
 from deel_like_lip.export import export_litert, export_onnx, export_saved_model, load_certificate
 from deel_like_lip.folding import vanilla_model, vanillaModel
 from deel_like_lip.renormalization import renormalize
+from deel_like_lip.self_check import BrokenBoundError, SelfCheck
 
 __all__ = [
+    "BrokenBoundError",
     "Certificate",
     "CertificateError",
     "Model",
+    "SelfCheck",
     "Sequential",
     "__version__",
     "accuracy_under_attack",

@@ -26,7 +26,7 @@ _Arrays = Callable[..., tuple[Array, ...]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RowMap:
-    """A model as a map of rows. Its products are compiled once, at their first use.
+    """A model as a map of rows. Its products are compiled once, at their first use, unless that is declined.
 
     Attributes:
         model: A built model.
@@ -34,6 +34,7 @@ class RowMap:
         structure: How the model takes its inputs: anything that stands for one array, or a list, tuple or dict of such.
         batch_size: Rows that are computed at once; what is left over is filled up, so that one size is compiled.
         dtype: That is computed in. Results are float64 all the same, so that what follows does not round them again.
+        compiled: Whether products are compiled, which pays where there are many.
     """
 
     model: Any
@@ -41,6 +42,7 @@ class RowMap:
     structure: Any = 0
     batch_size: int = 256
     dtype: str = "float32"
+    compiled: bool = True
 
     def forward(self, rows: Array) -> Array:
         """Returns the model's outputs."""
@@ -96,7 +98,7 @@ class RowMap:
         )
 
     def _batched(self, function: _Tensors) -> _Arrays:
-        compiled = _compiled(function, self.model)
+        compiled = _compiled(function, self.model) if self.compiled else function
 
         def run(*arrays: Array) -> tuple[Array, ...]:
             count, batches = len(arrays[0]), []

@@ -77,7 +77,10 @@ def radius_model(plain: keras.Model, certificate: Certificate) -> keras.Model | 
     norm = None
     if any(head.rounding_error is not None for head in heads):
         _entries(certificate)
-        norm = ops.sqrt(squares)
+        # Where squares overflow, the norm is not known. (What comes of infinities is for each runtime to say.)
+        known = _at_most(squares, _LARGEST)
+        valid = ops.logical_and(valid, known)
+        norm = ops.sqrt(ops.where(known, squares, np.float32(0)))
     outputs = {}
     radii = []
     for head, values in zip(certificate.heads, logits, strict=True):

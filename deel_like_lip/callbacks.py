@@ -14,7 +14,7 @@ import h5py
 import keras
 import numpy as np
 
-from deel_like_lip.certificates import Certificate, Rounding, Task, certify_plain, checked_radii, output_names
+from deel_like_lip.certificates import Certificate, Rounding, Task, certify_fold, checked_radii
 from deel_like_lip.evaluation import check_answers, checked_count, evaluate
 from deel_like_lip.folding import set_weights, vanilla_model
 from deel_like_lip.renormalization import renormalize
@@ -476,9 +476,12 @@ class CertifyCallback(keras.callbacks.Callback):
 
     def _certify(self) -> None:
         self._fold()
-        self.certificate = certify_plain(
-            self._plain, names=output_names(self.model), verbose=self.verbose, **self._options
+        # Training changes weights alone: what the first certificate has shown of the graph still holds.
+        state = random.getstate()
+        self.certificate = certify_fold(
+            self._checked_model(), self._plain, check=self.certificate is None, verbose=self.verbose, **self._options
         )
+        random.setstate(state)
         check_answers(self.certificate)
         shares = evaluate(
             self._plain,
@@ -492,11 +495,17 @@ class CertifyCallback(keras.callbacks.Callback):
         self._values = dict(zip(self._names, shares.tolist(), strict=True))
         self._values["lipschitz_constant"] = self.certificate.lipschitz_constant
 
+    def _checked_model(self) -> Any:
+        """Returns the model that is certified: the one that is trained, or its fold where that computes in float32."""
+        return self._plain if self._is_low() else self.model
+
+    def _is_low(self) -> bool:
+        return any(layer.compute_dtype in ("float16", "bfloat16") for layer in self.model._flatten_layers())
+
     def _fold(self) -> None:
         """Folds the model. If only weights differ from the last fold, they go there, where `predict` is compiled."""
         state = random.getstate()
-        low = any(layer.compute_dtype in ("float16", "bfloat16") for layer in self.model._flatten_layers())
-        plain = vanilla_model(self.model, dtype="float32" if low else None)
+        plain = vanilla_model(self.model, dtype="float32" if self._is_low() else None)
         random.setstate(state)  # Keras draws the seeds of the new layers' initializers
         if self._plain is not None and _recipe(plain) == _recipe(self._plain):
             set_weights(self._plain, plain.get_weights())

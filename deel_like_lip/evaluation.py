@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from deel_like_lip.certificates import (
     Certificate,
-    certify_plain,
+    certify_fold,
     checked_radii,
     output_names,
 )
@@ -53,7 +53,7 @@ def certified_accuracy(
         Array of shape `(len(radii),)`.
 
     Raises:
-        CertificateError: If the certificate is that of other weights. It is a `ValueError`.
+        CertificateError: If the certificate is that of another model, or of other weights. It is a `ValueError`.
         CannotBoundError: If the model cannot be certified. It is a `ValueError`.
         ValueError: If an argument is wrong, an output is one of regression, or the data is empty, without labels,
             without an end, or does not fit the model.
@@ -66,9 +66,9 @@ def certified_accuracy(
     """
     plain = vanilla_model(model)
     if certificate is None:
-        certificate = certify_plain(plain, names=output_names(model), verbose=verbose)
+        certificate = certify_fold(model, plain, verbose=verbose)
     else:
-        certificate.check_weights(plain)
+        certificate.check_model(plain, output_names(model))
     return evaluate(plain, certificate, data, radii, batch_size=batch_size, steps=steps, verbose=verbose)
 
 

@@ -15,7 +15,7 @@ import keras
 
 from deel_like_lip import _writers
 from deel_like_lip._radius_graph import output_name, radius_model
-from deel_like_lip.certificates import Certificate, CertificateError, certify_plain, output_names
+from deel_like_lip.certificates import Certificate, CertificateError, certify_fold, output_names
 from deel_like_lip.folding import vanilla_model
 
 # Where the certificate is: a file in a SavedModel, a property of an ONNX file, and in LiteRT a file in a zip archive
@@ -211,8 +211,7 @@ def load_certificate(path: str | os.PathLike[str]) -> Certificate:
         elif source.suffix == ".onnx":
             text = _read_onnx_property(source)
         elif source.suffix == ".tflite":
-            with zipfile.ZipFile(source) as archive:
-                text = archive.read(CERTIFICATE_NAME).decode("utf-8")
+            text = _read_archive(source)
         else:
             text = source.read_text(encoding="utf-8")
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
@@ -253,9 +252,14 @@ def _export(
     """Writes the artefact beside the target, has the certificate put inside, and moves it into place."""
     plain = vanilla_model(model)
     if certificate is None:
-        certificate = certify_plain(plain, names=output_names(model), **certify_options)
+        certificate = certify_fold(model, plain, **certify_options)
+    elif certify_options:
+        raise ValueError(
+            "Expected a `certificate` or options to certify with, not both. "
+            f"Received: certificate and {', '.join(certify_options)}"
+        )
     else:
-        _check_certificate(certificate, plain, certify_options)
+        certificate.check_model(plain, output_names(model))
     radius = radius_model(plain, certificate)
     names = _Names(plain, certificate)
     if radius is not None:
@@ -278,21 +282,6 @@ def _export(
         else:
             fresh.replace(target)
     return certificate
-
-
-def _check_certificate(certificate: Certificate, plain: keras.Model, certify_options: dict[str, Any]) -> None:
-    if certify_options:
-        raise ValueError(
-            "Expected a `certificate` or options to certify with, not both. "
-            f"Received: certificate and {', '.join(certify_options)}"
-        )
-    certificate.check_weights(plain)
-    shapes = [tuple(tensor.shape[1:]) for tensor in plain.outputs]
-    if [head.shape for head in certificate.heads] != shapes:
-        raise CertificateError(
-            f"The certificate of the model '{certificate.model_name}' is for outputs of other shapes than those of "
-            f"'{plain.name}', {shapes}. Certify the model again."
-        )
 
 
 def _write(
@@ -419,6 +408,15 @@ def _read_onnx_property(path: pathlib.Path) -> str:
     content = _load_onnx(path)
     properties = {} if content is None else {entry.key: entry.value for entry in content.metadata_props}
     return properties[ONNX_PROPERTY]
+
+
+def _read_archive(source: pathlib.Path) -> str:
+    """Reads the certificate behind a LiteRT model. It is written as it is: what was compressed may be of any size."""
+    with zipfile.ZipFile(source) as archive:
+        entry = archive.getinfo(CERTIFICATE_NAME)
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > source.stat().st_size:
+            raise ValueError("the certificate is compressed")
+        return archive.read(entry).decode("utf-8")
 
 
 def _order(graph: Any, inputs: list[str], outputs: list[str]) -> None:

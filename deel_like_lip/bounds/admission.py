@@ -45,6 +45,11 @@ _BOOKKEEPING = {
         "_self_unconditional_dependency_names",
     ),
 }
+# Methods of a model that take part when it is called.
+_OF_MODELS = (
+    *("call", "symbolic_call", "quantized_call", "rematerialized_call", "_run_through_graph", "_standardize_inputs"),
+    *("_convert_inputs_to_tensors", "_adjust_input_rank", "_maybe_warn_inputs_struct_mismatch"),
+)
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, np.generic, type, types.FunctionType)
 _PLAIN += (types.BuiltinFunctionType, inspect.Signature, keras.DTypePolicy)
 
@@ -155,8 +160,10 @@ def check_layer(layer: Any, call: Call | None = None) -> None:
 def check_methods(operation: Any, call: Call | None = None) -> None:
     """Raises if an instance has methods of its own in place of those of its class."""
     for name in vars(operation):
-        # (Keras itself wraps these two in every layer.)
-        if name not in ("build", "quantize") and callable(inspect.getattr_static(type(operation), name, None)):
+        own = callable(inspect.getattr_static(type(operation), name, None))
+        # (Of a model, `compile` replaces what belongs to training. Keras itself wraps two in every layer.)
+        matters = name in _OF_MODELS if isinstance(operation, keras.Model) else name not in ("build", "quantize")
+        if own and matters:
             raise (call or Call(operation, (), ())).refuse(
                 f"its method `{name}` was replaced on this instance. {_WAY_OUT}"
             )
@@ -178,7 +185,7 @@ def check_config(call: Call, rule: Rule) -> None:
     layer = call.operation
     config = config_of(layer)
     for name, value in config.items():
-        if name in _OF_TRAINING:
+        if not matters(name):
             continue
         if name not in rule.config:
             raise call.refuse(
@@ -202,6 +209,16 @@ def config_of(layer: Any) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # of such functions
         config = layer.get_config()
     return {name: value for name, value in config.items() if not name.endswith(_SUFFIXES_OF_TRAINING)}
+
+
+def matters(name: str) -> bool:
+    """Whether an entry of a config may change what a layer computes at inference, its dtype left aside."""
+    return name not in _OF_TRAINING and not name.endswith(_SUFFIXES_OF_TRAINING)
+
+
+def op_arguments(operation: Any) -> dict[str, Any]:
+    """Returns the arguments that an op of `keras.ops` was made with."""
+    return {name: value for name, value in vars(operation).items() if name not in _BOOKKEEPING}
 
 
 def _first_line(error: Exception) -> str:
@@ -284,7 +301,7 @@ def check_op(call: Call, rule: Rule) -> None:
             f"the method `call` of {type(operation).__name__} is another one than when its rule was made."
         )
     assert rule.config is not None
-    for name in set(vars(operation)) - _BOOKKEEPING - rule.config:
+    for name in set(op_arguments(operation)) - rule.config:
         raise call.refuse(f"its argument `{name}` is not known to its bound rule.")
     try:
         specs = keras.tree.flatten(operation.compute_output_spec(**call.arguments))

@@ -38,9 +38,17 @@ _KEEP_SIGNS = {
 _OPS = {
     **{name: name.lower() for name in ("Sigmoid", "Softmax", "Softplus", "Squareplus", "Relu", "Relu6", "Tanh")},
     **{name: name.lower() for name in ("Softsign", "Elu", "Selu", "Celu", "Gelu", "Silu", "Mish")},
-    **{"HardSigmoid": "hard_sigmoid", "SparseSigmoid": "sparse_sigmoid", "SparsePlus": "sparse_plus"},
-    **{"HardTanh": "hard_tanh", "LogSigmoid": "log_sigmoid", "LogSoftmax": "log_softmax", "LeakyRelu": "leaky_relu"},
-    **{"HardSilu": "hard_silu", "SoftShrink": "soft_shrink", "TanhShrink": "tanh_shrink", "Exp": "exponential"},
+    "Exp": "exponential",
+    "HardSigmoid": "hard_sigmoid",
+    "HardSilu": "hard_silu",
+    "HardTanh": "hard_tanh",
+    "LeakyRelu": "leaky_relu",
+    "LogSigmoid": "log_sigmoid",
+    "LogSoftmax": "log_softmax",
+    "SoftShrink": "soft_shrink",
+    "SparsePlus": "sparse_plus",
+    "SparseSigmoid": "sparse_sigmoid",
+    "TanhShrink": "tanh_shrink",
 }
 _NOT_NEGATIVE = ("Absolute", "Abs", "Fabs", "Square", "Sqrt", "Norm")
 # What moves, repeats, averages or selects values, and what does nothing at inference.
