@@ -225,7 +225,9 @@ def _copy(layer: Any, dtype: str | None = None) -> Callable[..., Any]:
         config["activation"] = None
     copy = _from_config(layer, _with_dtype(config, dtype) if dtype else config)
     # (A LoRA update has no place in a config; bounds refuse it by its name.)
-    if _is_of_keras(layer) and dtype is None and not own_activation and not getattr(layer, "lora_enabled", False):
+    lora = getattr(layer, "lora_enabled", False)
+    comparable = _is_of_keras(layer) and layer.built and dtype is None and not own_activation and not lora
+    if comparable:
         _check_difference(layer, copy)
     weights = [
         keras.ops.convert_to_numpy(weight) for weight in (own_weights(layer) if own_activation else layer.weights)
@@ -243,6 +245,8 @@ def _copy(layer: Any, dtype: str | None = None) -> Callable[..., Any]:
         if not called:
             set_weights(copy, weights)
             called = True
+            if comparable:  # also in what it has made of its arguments when it was built
+                _check_difference(layer, copy)
         return fold(outputs) if fold is not None else outputs
 
     return folded

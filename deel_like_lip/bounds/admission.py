@@ -345,12 +345,18 @@ def check_arguments(call: Call, rule: Rule) -> None:
                 raise call.refuse(f"its argument `{name}` is a variable, which may change. Pass its value.")
         if name == "training":
             _refuse_training(call, value)
-        elif name != first and name not in rule.arguments and value is not defaults[name].default:
+        elif (
+            name != first and name not in rule.arguments and not (value is defaults[name].default or _is_nothing(value))
+        ):
             raise call.refuse(
                 f"the model calls it with the argument `{name}`, which its bound rule does not cover. Leave it out."
             )
     if any(not isinstance(leaf, keras.KerasTensor) for leaf in keras.tree.flatten(call.arguments[first])):
         _check_constants(call, call.arguments[first])
+
+
+def _is_nothing(value: Any) -> bool:
+    return all(leaf is None for leaf in keras.tree.flatten(value))
 
 
 def _check_constants(call: Call, values: Any) -> None:
@@ -412,7 +418,9 @@ def _call_of_model(call: Call, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     given = dict(zip(("inputs", "training", "mask"), args, strict=False)) | dict(kwargs)
     _refuse_training(call, given.pop("training", None))
     inputs = given.pop("inputs", None)
-    if len(args) > 3 or any(value is not None for value in given.values()):
+    # (Of several inputs Keras notes that each has no mask.)
+    given = {name: value for name, value in given.items() if not _is_nothing(value)}
+    if len(args) > 3 or given:
         raise call.refuse(
             f"the model calls it with {', '.join(given) or 'more arguments'} besides inputs. Leave it out."
         )

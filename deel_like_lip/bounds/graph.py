@@ -537,8 +537,9 @@ def _combined_maps(
 
 def _check_equal_shapes(call: Call, inputs: Sequence[_Tensor]) -> None:
     """Raises where values are repeated to fit shapes to one another, or may be."""
-    given = {tuple(tensor.shape) for tensor in [*call.inputs, *call.outputs]}
-    if len(given) != 1:
+    given = {tuple(tensor.shape) for tensor in call.inputs}
+    # (Beside a constant Keras states a batch of one, whatever it computes with.)
+    if len(given) != 1 or {call.in_shape} != {tuple(tensor.shape[1:]) for tensor in call.outputs}:
         raise call.refuse(f"it repeats values to fit shapes to one another, {sorted(map(str, given))}.")
     if len({tensor.shape for tensor in inputs}) != 1:
         raise call.refuse("it may repeat values: sizes of its inputs are not known, and not certain to be the same.")

@@ -585,6 +585,8 @@ def scaled(
     """Returns the effect of `factors * x + offset`, where the model holds float32 values of both."""
     if np.any(factors.astype(np.float32) != factors):
         error += FLOAT32_ROUNDOFF
+    if not keras.backend.is_float_dtype(call.outputs[0].dtype):
+        raise call.refuse(f"it computes with integers, {call.outputs[0].dtype}, which are rounded off.")
     operator = Scale(call.in_shape, call.out_shape, factors, error)
     return linear(operator, offset=spread_norm(call, offset), roundings=roundings, keeps_sizes=keeps_sizes)
 

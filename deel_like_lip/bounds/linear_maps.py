@@ -107,7 +107,8 @@ class LinearMap:
             write = functools.partial(Matrix, operator.kernel, operator.error)
         elif self._can_be_followed_by(operator):
             write = functools.partial(self._followed_by, operator)
-        steps = self.steps + (operator.terms > 0 or operator.norm > 1)
+        drops = isinstance(operator, Pick) and _entries(operator.out_shape) < _entries(operator.in_shape)
+        steps = self.steps + (operator.terms > 0 or operator.norm > 1 or drops)
         return LinearMap(self.source, self.in_shape, operator.out_shape, steps, single, write)
 
     def plus(self, other: "LinearMap", weights: tuple[float, float] = (1.0, 1.0)) -> "LinearMap":
