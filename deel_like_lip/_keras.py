@@ -1,7 +1,10 @@
 """What this library takes from Keras that Keras does not export."""
 
+import contextlib
 import functools
 import importlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
 _OP_MODULES = ("core", "numpy", "nn", "math", "linalg", "image")
@@ -35,3 +38,13 @@ def functional_class() -> type:
     """Returns the class that `keras.Model(inputs, outputs)` makes an instance of."""
     found: type = importlib.import_module("keras.src.models.functional").Functional
     return found
+
+
+@contextlib.contextmanager
+def kept_randomness() -> Iterator[None]:
+    """Leaves Python's random numbers as they are, from which Keras draws a seed for each initializer that it makes."""
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)

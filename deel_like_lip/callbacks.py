@@ -4,7 +4,6 @@ import json
 import math
 import os
 import pathlib
-import random
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ import h5py
 import keras
 import numpy as np
 
+from deel_like_lip._keras import kept_randomness
 from deel_like_lip.certificates import Certificate, Rounding, Task, certify_fold, checked_radii
 from deel_like_lip.evaluation import check_answers, checked_count, evaluate
 from deel_like_lip.folding import set_weights, vanilla_model
@@ -477,11 +477,9 @@ class CertifyCallback(keras.callbacks.Callback):
     def _certify(self) -> None:
         self._fold()
         # Training changes weights alone: what the first certificate has shown of the graph still holds.
-        state = random.getstate()
         self.certificate = certify_fold(
             self._checked_model(), self._plain, check=self.certificate is None, verbose=self.verbose, **self._options
         )
-        random.setstate(state)
         check_answers(self.certificate)
         shares = evaluate(
             self._plain,
@@ -504,9 +502,8 @@ class CertifyCallback(keras.callbacks.Callback):
 
     def _fold(self) -> None:
         """Folds the model. If only weights differ from the last fold, they go there, where `predict` is compiled."""
-        state = random.getstate()
-        plain = vanilla_model(self.model, dtype="float32" if self._is_low() else None)
-        random.setstate(state)  # Keras draws the seeds of the new layers' initializers
+        with kept_randomness():
+            plain = vanilla_model(self.model, dtype="float32" if self._is_low() else None)
         if self._plain is not None and _recipe(plain) == _recipe(self._plain):
             set_weights(self._plain, plain.get_weights())
         else:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from deel_like_lip._fingerprint import fingerprint
 from deel_like_lip._version import __version__
-from deel_like_lip.bounds import Affine, LayerBound, OutputBound, bound_graph
+from deel_like_lip.bounds import Affine, CannotBoundError, LayerBound, OutputBound, bound_graph
 from deel_like_lip.bounds.ranges import value_range
 from deel_like_lip.bounds.rounding import EPSILON, product_up, root_up
 from deel_like_lip.folding import vanilla_model
@@ -49,6 +49,7 @@ _ASSUMES = {
 # A constant of at most this share of the whole one's is that of a difference which hardly moves, and such a difference
 # counts where it is more than this share of the largest output, or of 1 if that is more.
 _HARDLY, _NOISE = 1e-5, 1e-5
+_LOW = ("float16", "bfloat16")
 
 
 class CertificateError(ValueError):
@@ -655,11 +656,29 @@ def certify_fold(
     if not isinstance(check, bool):
         raise ValueError(f"Expected `check` to be True or False. Received: check={check!r}")
     start = time.monotonic()
+    _check_fold(model, plain)
     certificate = certify_plain(plain, names=output_names(model), **options)
     if not check:
         return certificate
     seconds = 0.1 * (time.monotonic() - start)
     return dataclasses.replace(certificate, checked=self_check(model, plain, certificate, data, seconds))
+
+
+def _check_fold(model: Any, plain: keras.Model) -> None:
+    """Raises if a model computes in less than its fold does, or states other shapes."""
+    low = [layer for layer in model._flatten_layers() if layer.compute_dtype in _LOW]
+    if low and not any(layer.compute_dtype in _LOW for layer in plain._flatten_layers()):
+        raise CannotBoundError(
+            f"`certify` cannot bound the layer '{low[0].name}' of class {type(low[0]).__name__}: it computes in "
+            f"{low[0].compute_dtype}, whose rounding errors are as large as margins are, and its fold does not. "
+            'Certify and use `vanilla_model(model, dtype="float32")`, of the same weights.'
+        )
+    shapes, folded = ([tuple(one.shape) for one in getattr(each, "outputs", None) or []] for each in (model, plain))
+    if shapes and shapes != folded:
+        raise CannotBoundError(
+            f"The outputs of the model '{model.name}' have the shapes {shapes}, and those of its fold {folded}: "
+            "one of its layers is called on another shape than it was built for."
+        )
 
 
 def certify_plain(

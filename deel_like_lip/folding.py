@@ -6,9 +6,10 @@ from typing import Any
 
 import keras
 
+from deel_like_lip._keras import functional_class
 from deel_like_lip._registration import PACKAGE
 from deel_like_lip._typing import Tensor
-from deel_like_lip.bounds.admission import check_methods, check_state, config_of, difference_from
+from deel_like_lip.bounds.admission import check_inherited, check_methods, check_state, config_of, difference_from
 from deel_like_lip.bounds.rules import Call, CannotBoundError
 from deel_like_lip.layers.base import LipschitzLayer, fold_activation, own_weights
 
@@ -125,11 +126,16 @@ def _graph(model: Any) -> tuple[Any, Run]:
             "first."
         )
     check_methods(model)
-    if not _definer(model, "call").__module__.startswith("keras."):
+    check_inherited(model)
+    if _definer(model, "call") not in _OF_KERAS:
         model = _trace(model)  # its own `call` decides what it computes, even if it has a graph as well
     if isinstance(model, keras.Sequential):
         model = model._functional or _trace(model)
     return model._inputs_struct, lambda inputs, fold: model._run_through_graph(inputs, operation_fn=fold)
+
+
+# The classes of Keras that say how a model computes.
+_OF_KERAS = (functional_class(), keras.Sequential, keras.Model, keras.layers.Layer)
 
 
 def _trace(model: Any) -> keras.Model:

@@ -8,7 +8,6 @@ the certificate says. What it finds is proof of a fault. That it finds nothing i
 import contextlib
 import dataclasses
 import os
-import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deel_like_lip._autodiff import RowMap
-from deel_like_lip._keras import functional_graph, nodes
+from deel_like_lip._keras import functional_graph, kept_randomness, nodes
 from deel_like_lip.bounds import CannotBoundError
 from deel_like_lip.bounds.rules import rule_of, to_float64
 
@@ -138,6 +137,7 @@ def self_check(
 class _Rows:
     """How inputs of a model are written as rows of numbers."""
 
+    name: str
     structure: Any
     shapes: list[tuple[int, ...]]
     dtypes: list[str]
@@ -152,7 +152,7 @@ class _Rows:
         unknown = any(None in tensor.shape[1:] for tensor in graph.inputs)
         for size in _SIZES if unknown else _SIZES[:1]:
             shapes = [tuple(size if own is None else own for own in tensor.shape[1:]) for tensor in graph.inputs]
-            rows = cls(graph.input, shapes, dtypes, batch)
+            rows = cls(model.name, graph.input, shapes, dtypes, batch)
             if not unknown:
                 return rows
             try:
@@ -228,6 +228,11 @@ def _structured(rows: _Rows, rng: np.random.Generator) -> Array:
 
 def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, what: str) -> None:
     """Raises if two models compute different things."""
+    if outputs.shape != others.shape:
+        raise CannotBoundError(
+            f"`certify` has found that the model '{rows.name}' is not what was bounded: {what}, with {others.shape[1]} "
+            f"outputs instead of {outputs.shape[1]}."
+        )
     finite = np.all(np.isfinite(outputs) & np.isfinite(others), axis=1)
     sizes = np.maximum(np.max(np.abs(outputs), axis=1), np.max(np.abs(others), axis=1))
     allowed = _AGREE * sizes + _AGREE_BY_INPUT * (np.linalg.norm(samples, axis=1) + 1)
@@ -237,9 +242,9 @@ def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, what: s
     if len(wrong):
         index = int(wrong[0])
         raise CannotBoundError(
-            f"`certify` has found that the model is not what was bounded: {what}, for what the gate in front of the "
-            "bounds could not see, such as an edited layer. Build the model anew from its config and its weights. "
-            f"Received: for the input {_shown(samples[index])} outputs {_shown(outputs[index])} and "
+            f"`certify` has found that the model '{rows.name}' is not what was bounded: {what}, for what the gate in "
+            "front of the bounds could not see, such as an edited layer. Build the model anew from its config and its "
+            f"weights. Received: for the input {_shown(samples[index])} outputs {_shown(outputs[index])} and "
             f"{_shown(others[index])}"
         )
 
@@ -261,15 +266,11 @@ def _reloaded(plain: Any) -> Any:
     """Returns the fold as it comes back from a file, or None where it does not come back and so deceives nobody."""
     if not _is_built_in(plain):
         return None
-    state = random.getstate()
-    try:
-        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):
-            path = os.path.join(folder, "plain.keras")
-            plain.save(path)
-            return keras.models.load_model(path, compile=False)
-        return None
-    finally:
-        random.setstate(state)  # Keras draws the seeds of the new layers' initializers
+    with kept_randomness(), tempfile.TemporaryDirectory() as folder, contextlib.suppress(Exception):
+        path = os.path.join(folder, "plain.keras")
+        plain.save(path)
+        return keras.models.load_model(path, compile=False)
+    return None
 
 
 def _is_built_in(model: Any) -> bool:
@@ -308,16 +309,16 @@ class _Search:
         """
         first, second = samples[0 : len(samples) // 2 * 2 : 2], samples[1::2]
         apart = np.linalg.norm(second - first, axis=1)
-        there = np.isfinite(outputs).all(axis=1)
+        there: Array = np.all(np.isfinite(outputs), axis=1)
         use = (apart > 0) & there[0 : len(samples) // 2 * 2 : 2] & there[1::2]
         starts, stops = outputs[0 : len(samples) // 2 * 2 : 2], outputs[1::2]
         shares = np.zeros(len(first))
         norms = np.linalg.norm(first, axis=1) + np.linalg.norm(second, axis=1)
         for changes, constants, magnitudes, what in self._claims(starts, stops):
             with np.errstate(divide="ignore", invalid="ignore"):
-                slopes = np.where(use, np.abs(changes) / apart, 0.0)
+                slopes = np.asarray(np.where(use, np.abs(changes) / apart, 0.0))
                 numbers = magnitudes + self._certificate.lipschitz_constant * norms
-                allowed = constants * (1 + _SLACK) + np.where(use, _ROUNDINGS * numbers / apart, 0.0)
+                allowed = np.asarray(constants * (1 + _SLACK) + np.where(use, _ROUNDINGS * numbers / apart, 0.0))
             broken = np.flatnonzero(slopes > allowed)
             for index in broken[np.argsort(-slopes[broken], kind="stable")][:_SUSPECTS]:
                 if (slopes[index] - allowed[index]) * apart[index] <= self._noise(first[index], second[index]):

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from deel_like_lip._geometry import entries
-from deel_like_lip._keras import functional_class, functional_graph, nodes
+from deel_like_lip._keras import functional_class, functional_graph, kept_randomness, nodes
 from deel_like_lip.bounds.activations import known_activation
 from deel_like_lip.bounds.rules import Call, CannotBoundError, Rule, is_op, rule_of
 
@@ -45,13 +45,16 @@ _BOOKKEEPING = {
         "_self_unconditional_dependency_names",
     ),
 }
+_MODELS = (functional_class(), keras.Sequential)
 # Methods of a model that take part when it is called.
 _OF_MODELS = (
     *("call", "symbolic_call", "quantized_call", "rematerialized_call", "_run_through_graph", "_standardize_inputs"),
     *("_convert_inputs_to_tensors", "_adjust_input_rank", "_maybe_warn_inputs_struct_mismatch"),
 )
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), np.ndarray, np.generic, type, types.FunctionType)
-_PLAIN += (types.BuiltinFunctionType, inspect.Signature, keras.DTypePolicy)
+_PLAIN = (
+    *(bool, int, float, complex, str, bytes, type(None), np.ndarray, np.generic, type, types.FunctionType),
+    *(types.BuiltinFunctionType, inspect.Signature, keras.DTypePolicy),
+)
 
 
 def admit_graph(model: Any) -> list[Call]:
@@ -72,7 +75,7 @@ def admit_graph(model: Any) -> list[Call]:
 
 def check_model(model: Any) -> None:
     """Raises if a model may compute something else than its graph."""
-    if type(model) not in (functional_class(), keras.Sequential):
+    if type(model) not in _MODELS:
         raise CannotBoundError(
             f"The model '{model.name}' of class {type(model).__name__} may compute something else than its graph. "
             "Fold it with `vanilla_model` first, which follows its `call`."
@@ -169,6 +172,16 @@ def check_methods(operation: Any, call: Call | None = None) -> None:
             )
 
 
+def check_inherited(model: Any) -> None:
+    """Raises if the class of a model replaces one of Keras's methods around its `call`."""
+    for name in ("__call__", *_OF_MODELS[1:]):
+        own = getattr(type(model), name, None)
+        if own is not None and own not in [getattr(kind, name, None) for kind in _MODELS]:
+            raise Call(model, (), ()).refuse(
+                f"its class overrides `{name}`, which is not followed. Override `call`, or write a functional model."
+            )
+
+
 def check_activation(call: Call) -> None:
     """Raises if the activation of a layer is a function that Keras does not name, or one named like that of Keras."""
     activation = getattr(call.operation, "activation", None)
@@ -182,12 +195,12 @@ def check_activation(call: Call) -> None:
 
 def check_config(call: Call, rule: Rule) -> None:
     """Raises if a layer is not what its config says, or the config says what the rule does not know of."""
-    layer = call.operation
+    layer, known = call.operation, rule.config or frozenset()
     config = config_of(layer)
     for name, value in config.items():
         if not matters(name):
             continue
-        if name not in rule.config:
+        if name not in known:
             raise call.refuse(
                 f"its argument `{name}` is not known to its bound rule, as that of another version of Keras. Received: "
                 f"{name}={value!r}."
@@ -195,7 +208,8 @@ def check_config(call: Call, rule: Rule) -> None:
         if any(isinstance(number, float) and not np.isfinite(number) for number in keras.tree.flatten(value)):
             raise call.refuse(f"its argument `{name}` is not finite.")
     try:
-        fresh = type(layer).from_config(config)
+        with kept_randomness():
+            fresh = type(layer).from_config(config)
     except Exception as error:
         raise call.refuse(f"no layer can be made of its config: {_first_line(error)}") from error
     difference = difference_from(layer, fresh)
@@ -279,13 +293,16 @@ def _sub_layers(layer: Any) -> list[Any]:
 def check_state(call: Call) -> None:
     """Raises if a layer computes with something else than the weights that it has."""
     layer = call.operation
-    if type(layer) is not keras.layers.Normalization or layer.input_mean is not None:
+    if type(layer) is not keras.layers.Normalization or not layer.built:
         return
     if layer.mean is None or layer.variance is None:
         raise call.refuse("its statistics are not known: call `adapt` first.")
-    for used, stored in ((layer.mean, layer.adapt_mean), (layer.variance, layer.adapt_variance)):
-        used, stored = (np.asarray(keras.ops.convert_to_numpy(value)) for value in (used, stored))
-        if used.size != stored.size or not np.array_equal(used.reshape(-1), stored.reshape(-1)):
+    given = layer.input_mean is not None
+    mean, variance = (layer.input_mean, layer.input_variance) if given else (layer.adapt_mean, layer.adapt_variance)
+    for used, stored in ((layer.mean, mean), (layer.variance, variance)):
+        used, stored = (np.asarray(keras.ops.convert_to_numpy(value), np.float32) for value in (used, stored))
+        # (One number that was given is that of all.)
+        if not np.array_equal(used.reshape(-1), np.resize(stored, used.size)):
             raise call.refuse(
                 "its weights are not the statistics that it computes with, as after `set_weights`. Call "
                 "`finalize_state()` on it."

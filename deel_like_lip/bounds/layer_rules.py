@@ -95,6 +95,8 @@ def picked(call: Call, pick: Callable[[Any], Any] | None, repeats: int = 1, *, k
 def _activated(call: Call, effect: Effect) -> Effects:
     activation = call.operation.activation
     name = getattr(activation, "__name__", type(activation).__name__)
+    if isinstance(activation, layers.Softmax):
+        _check_softmax(call, activation)
     return [effect, *activation_effects(call, known_activation(activation), name)]
 
 
@@ -531,10 +533,17 @@ def _time_distributed(call: Call) -> Effects:
 )
 def _activation_layer(call: Call) -> Effects:
     layer = call.operation
-    if type(layer) is layers.Softmax and isinstance(layer.axis, int):
-        not_the_batch(call, layer.axis, "normalises")
+    for softmax in (layer, getattr(layer, "activation", None)):
+        if isinstance(softmax, layers.Softmax):
+            _check_softmax(call, softmax)
     name = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__)
     return activation_effects(call, known_activation(layer), name)
+
+
+def _check_softmax(call: Call, softmax: Any) -> None:
+    """Raises if a softmax is one across samples."""
+    if isinstance(softmax.axis, int):
+        not_the_batch(call, softmax.axis, "normalises")
 
 
 @rule(layers.PReLU, config="shared_axes")

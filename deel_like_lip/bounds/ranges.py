@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from deel_like_lip._keras import functional_graph
 from deel_like_lip.bounds.patterns import producer
-from deel_like_lip.bounds.rules import Call, is_op, to_float64
+from deel_like_lip.bounds.rules import Call, Constant, is_op, to_float64
 
 Interval = tuple[float, float]
 Array = npt.NDArray[np.float64]
@@ -224,12 +224,25 @@ def _dense(layer: Any, interval: Interval) -> Interval:
 
 
 def _extremum(call: Call, inputs: list[Interval], largest: bool) -> Interval:
+    if len(call.inputs) == 2 and (_is_negative_of(*call.inputs) or _is_negative_of(*call.inputs[::-1])):
+        return _POSITIVE if largest else (-math.inf, 0.0)  # an absolute value
     intervals = [*inputs]
     for part in call.parts:
         if not isinstance(part, keras.KerasTensor):
             intervals.append((float(np.min(part.value)), float(np.max(part.value))))
     choose: Callable[..., float] = max if largest else min
     return choose(low for low, _ in intervals), choose(high for _, high in intervals)
+
+
+def _is_negative_of(tensor: Any, other: Any) -> bool:
+    call = producer(tensor)
+    if call is None or not call.inputs or call.inputs[0] is not other:
+        return False
+    if isinstance(call.operation, layers.Rescaling):
+        return bool(np.all(np.asarray(call.operation.scale) == -1) and np.all(np.asarray(call.operation.offset) == 0))
+    if is_op(call.operation, "Multiply") and len(call.inputs) == 1:
+        return any(bool(np.all(part.value == -1)) for part in call.parts if isinstance(part, Constant))
+    return is_op(call.operation, "Negative")
 
 
 def _union(intervals: list[Interval]) -> Interval:

@@ -236,7 +236,8 @@ def register_bound_rule(layer_class: type) -> Callable[[_Function], _Function]:
                 ) from error
             return [Effect(constant, roundings=None, offset=math.inf)]
 
-        _RULES[layer_class] = Rule(apply, None, frozenset(), False, layer_class.call, built_in=False)
+        own_call: Any = getattr(layer_class, "call", None)
+        _RULES[layer_class] = Rule(apply, None, frozenset(), False, own_call, built_in=False)
         return function
 
     return register

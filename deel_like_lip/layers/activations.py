@@ -308,6 +308,7 @@ class Householder(ChannelLayer):
         self.angle_initializer = default if angle_initializer is None else keras.initializers.get(angle_initializer)
 
     def build(self, input_shape: Shape) -> None:
+        self._channels_of_weights(input_shape)
         _, channels = self._pairs(input_shape)
         self.angle = self.add_weight(
             shape=(channels // 2,), initializer=self.angle_initializer, name="angle", autocast=False

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 import numpy.typing as npt
 from keras import ops
@@ -48,6 +49,13 @@ class ChannelLayer(LipschitzLayer):
                 f"The {type(self).__name__} layer '{self.name}' expects an input of rank at least 2 whose number of "
                 f"channels is known. Received: input_shape={tuple(shape)}"
             )
+        return axis, channels
+
+    def _channels_of_weights(self, shape: Shape) -> tuple[int, int]:
+        """Returns the same in `build`, for weights of each channel: then no other number of them is taken."""
+        axis, channels = self._channels(shape)
+        expected = {1 if self.data_format == "channels_first" else -1: channels}
+        self.input_spec = keras.InputSpec(min_ndim=2, axes=expected)
         return axis, channels
 
     def _along_channels(self, count: int, rank: int) -> tuple[int, ...]:

@@ -33,7 +33,7 @@ class _Centering(ChannelLayer):
         self.bias_initializer = keras.initializers.get(bias_initializer)
 
     def build(self, input_shape: Shape) -> None:
-        _, channels = self._channels(input_shape)
+        _, channels = self._channels_of_weights(input_shape)
         self.bias = (
             self.add_weight(shape=(channels,), initializer=self.bias_initializer, name="bias", autocast=False)
             if self.use_bias
@@ -239,7 +239,7 @@ class BatchCentering(_Centering):
         return self.k_coef_lip
 
     def _statistic(self, name: str, initializer: str, input_shape: Shape) -> Any:
-        _, channels = self._channels(input_shape)
+        _, channels = self._channels_of_weights(input_shape)
         return self.add_weight(shape=(channels,), initializer=initializer, trainable=False, name=name, autocast=False)
 
     def _move(self, variable: Any, value: Tensor, rate: Tensor) -> None:

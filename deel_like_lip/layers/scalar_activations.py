@@ -149,7 +149,7 @@ class LipPReLU(ChannelLayer):
         self.alpha_initializer = default if alpha_initializer is None else keras.initializers.get(alpha_initializer)
 
     def build(self, input_shape: Shape) -> None:
-        axis, channels = self._channels(input_shape)
+        axis, channels = self._channels_of_weights(input_shape)
         self._shared_axes = [other for other in range(1, len(input_shape)) if other != axis]
         self.alpha = self.add_weight(
             shape=(channels,), initializer=self.alpha_initializer, constraint=_clip, name="alpha", autocast=False
@@ -234,7 +234,7 @@ class NActivation(ChannelLayer):
         self.thresholds_initializer = keras.initializers.get(thresholds_initializer)
 
     def build(self, input_shape: Shape) -> None:
-        _, channels = self._channels(input_shape)
+        _, channels = self._channels_of_weights(input_shape)
         self.thresholds = self.add_weight(
             shape=(2, channels),
             initializer=self.thresholds_initializer or _every_other,
