@@ -16,8 +16,10 @@ was broken, an error was not a `ValueError`, or a graph was refused that has no 
 import argparse
 import collections
 import contextlib
+import dataclasses
 import functools
 import gc
+import hashlib
 import inspect
 import json
 import logging
@@ -42,6 +44,7 @@ from keras import layers, ops
 
 import deel_like_lip as lip
 from deel_like_lip._radius_graph import radius_model
+from deel_like_lip.bounds import rules
 
 keras.config.disable_traceback_filtering()  # it takes a tenth of the time
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -1623,10 +1626,86 @@ class Mutation(NamedTuple):
 
 
 # By what each fix does. Names that the library does not have make a mutation fail.
+def _taken_out(*replaced: tuple[str, Any]) -> Callable[[], contextlib.ExitStack]:
+    """Returns what puts other things in the place of some of the library's."""
+
+    def without() -> contextlib.ExitStack:
+        stack = contextlib.ExitStack()
+        for name, value in replaced:
+            stack.enter_context(mock.patch(f"deel_like_lip.{name}", value))
+        return stack
+
+    return without
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None
+
+
+def _rule_by_name(operation: Any) -> Any:
+    """The rule of a class of the same name, as if classes were known by their names."""
+    known = {kind.__name__: rule for kind, rule in rules._RULES.items() if rule.built_in}
+    found = rules._RULES.get(type(operation)) or known.get(type(operation).__name__)
+    return found and dataclasses.replace(found, call=getattr(type(operation), "call", None))
+
+
+def _fingerprint_of_weights(plain: Any) -> str:
+    weights = [np.asarray(ops.convert_to_numpy(weight)) for weight in plain.weights]
+    return hashlib.sha256(b"".join(weight.tobytes() for weight in weights)).hexdigest()
+
+
+def _unguarded_rule(layer_class: type) -> Callable[[Any], Any]:
+    def register(function: Any) -> Any:
+        def apply(call: Any) -> Any:
+            return [rules.Effect(float(function(call.operation, call.input_shape)), roundings=None, offset=math.inf)]
+
+        own_call = getattr(layer_class, "call", None)
+        rules._RULES[layer_class] = rules.Rule(apply, None, frozenset(), False, own_call, built_in=False)
+        return function
+
+    return register
+
+
+_TENSORS_ONLY = property(lambda call: list(call.inputs))
+_WITHOUT_CHECKS = (("folding._check_activation", _nothing), ("folding._check_difference", _nothing))
+# What makes each of the holes that there were again, and the kind of tricks that has to find it.
 MUTATIONS: dict[str, Mutation] = {
-    "outputs of one sign are refused": Mutation(
-        "signs", lambda: mock.patch("deel_like_lip.certificates._check_signs", return_value=None)
+    "1 constants among tensors": Mutation("constants", _taken_out(("bounds.rules.Call.parts", _TENSORS_ONLY))),
+    "2 the size of constants": Mutation("large", _taken_out(("bounds.rules.Call.parts", _TENSORS_ONLY))),
+    "3 functions named like others": Mutation("activations", _taken_out(*_WITHOUT_CHECKS)),
+    "4 classes named like others": Mutation(
+        "classes",
+        _taken_out(
+            ("bounds.admission.rule_of", _rule_by_name),
+            ("bounds.rules.rule_of", _rule_by_name),
+            ("bounds.admission.check_config", _nothing),
+            *_WITHOUT_CHECKS,
+        ),
     ),
+    "4 rules over built-in ones": Mutation("classes", _taken_out(("bounds.register_bound_rule", _unguarded_rule))),
+    "5 types of numbers": Mutation("dtypes", _taken_out(("bounds.admission.check_dtypes", _nothing))),
+    "6 masks and other arguments": Mutation("arguments", _taken_out(("bounds.admission.check_arguments", _nothing))),
+    "7 values that are repeated": Mutation(
+        "broadcasting", _taken_out(("bounds.op_rules.repeats_values", lambda call, array: False))
+    ),
+    "8 shared layers": Mutation("shared", _taken_out(("bounds.layer_rules._check_sizes", _nothing))),
+    "9 state and edited layers": Mutation(
+        "state",
+        _taken_out(
+            ("folding.check_methods", _nothing),
+            ("folding.check_state", _nothing),
+            ("bounds.admission.check_methods", _nothing),
+            ("bounds.admission.check_state", _nothing),
+            *_WITHOUT_CHECKS,
+        ),
+    ),
+    "10 certificates of other models": Mutation(
+        "stale", _taken_out(("certificates.fingerprint", _fingerprint_of_weights))
+    ),
+    "11 norms that overflow": Mutation(
+        "served", _taken_out(("_radius_graph._norm", lambda squares: (ops.sqrt(squares), ops.ones_like(squares) > 0)))
+    ),
+    "12 outputs of one sign": Mutation("signs", _taken_out(("certificates._check_signs", _nothing))),
 }
 GRAPHS_OF_A_MUTATION = 400
 

@@ -77,10 +77,8 @@ def radius_model(plain: keras.Model, certificate: Certificate) -> keras.Model | 
     norm = None
     if any(head.rounding_error is not None for head in heads):
         _entries(certificate)
-        # Where squares overflow, the norm is not known. (What comes of infinities is for each runtime to say.)
-        known = _at_most(squares, _LARGEST)
+        norm, known = _norm(squares)
         valid = ops.logical_and(valid, known)
-        norm = ops.sqrt(ops.where(known, squares, np.float32(0)))
     outputs = {}
     radii = []
     for head, values in zip(certificate.heads, logits, strict=True):
@@ -109,6 +107,15 @@ def _check_inputs(inputs: Sequence[Tensor], limits: tuple[float, float] | None) 
         valid = all_inside if valid is None else ops.logical_and(valid, all_inside)
         squares = square if squares is None else ops.add(squares, square)
     return valid, squares
+
+
+def _norm(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the norms of inputs, and which are known: not where squares overflow.
+
+    What becomes of infinities further on is for each runtime to say.
+    """
+    known = _at_most(squares, _LARGEST)
+    return ops.sqrt(ops.where(known, squares, np.float32(0))), known
 
 
 def _head(head: Head, logits: Tensor, certificate: Certificate, norm: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Folding: the same predictions with built-in Keras layers and ops only."""
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -108,7 +109,8 @@ def _fold_own(layer: Any) -> Callable[..., Any]:
                     f"`{name}`, and its fold is that of a call with inputs alone, at inference. Leave it out. "
                     f"Received: {name}={value!r}"
                 )
-        outputs = fold(inputs)
+        with _named(layer):
+            outputs = fold(inputs)
         _name_after(layer.name, inputs, outputs)
         return outputs
 
@@ -242,12 +244,14 @@ def _copy(layer: Any, dtype: str | None = None) -> Callable[..., Any]:
     # A layer that is called on several shapes was built for the first of them, which may come later in the graph.
     build = layer.get_build_config() if weights else None
     if build:
-        copy.build_from_config(build)
+        with _named(layer):
+            copy.build_from_config(build)
     called = False
 
     def folded(*args: Any, **kwargs: Any) -> Tensor:
         nonlocal called
-        outputs = copy(*args, **kwargs)
+        with _named(layer):
+            outputs = copy(*args, **kwargs)
         if not called:
             set_weights(copy, weights)
             called = True
@@ -256,6 +260,20 @@ def _copy(layer: Any, dtype: str | None = None) -> Callable[..., Any]:
         return fold(outputs) if fold is not None else outputs
 
     return folded
+
+
+@contextlib.contextmanager
+def _named(layer: Any) -> Iterator[None]:
+    """Makes errors of a backend or of Keras into one that names the layer. A `ValueError` says enough."""
+    try:
+        yield
+    except ValueError:
+        raise
+    except Exception as error:
+        raise CannotBoundError(
+            f"The {type(layer).__name__} layer '{layer.name}' cannot be folded: a copy of it does not run, as where it "
+            f"is called on another shape than it was built for. Received: {type(error).__name__}: {str(error)[:200]}"
+        ) from error
 
 
 def _from_config(layer: Any, config: dict[str, Any]) -> Any:

@@ -37,7 +37,7 @@ _AGREE, _AGREE_BY_INPUT = 1e-3, 1e-5
 # A slope may exceed its bound by this share of it, and by so many roundings of the numbers that it is computed from.
 _SLACK, _ROUNDINGS = 1e-4, 64 * 2.0**-24
 _DEPENDS = "outputs of a sample depend on others of its batch, or on chance"
-_REPORT = "Please report it with the model: docs/what-could-be-wrong.md says how."
+_REPORT = 'Please report it with the model: the page "What could still be wrong" says how.'
 
 
 class BrokenBoundError(ValueError):

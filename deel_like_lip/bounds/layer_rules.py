@@ -174,20 +174,24 @@ def _einsum_dense(call: Call) -> Effects:
     if not is_matrix:
         raise call.refuse(f"its equation '{layer.equation}' is not that of a dense map from each sample to another.")
     array = weight(call, layer.kernel)
-    known = dict(zip(kernel, array.shape, strict=True))
-    given = [*zip(inputs, call.input_shape, strict=True)]
-    # (Keras states sizes of the output that it is not told as not known.)
-    given += [pair for pair in zip(outputs, call.outputs[0].shape, strict=True) if pair[1] is not None]
-    for index, size in given:
-        # (Some backends repeat values along axes of size 1.)
-        if known.setdefault(index, size) != size:
-            raise call.refuse(f"its kernel, of shape {array.shape}, is for inputs and outputs of other sizes.")
+    _check_sizes(call, array, inputs, kernel, outputs)
     if layer.bias is not None and not fits(tuple(layer.bias.shape), call.out_shape):
         raise call.refuse(f"it repeats values to fit its bias, of shape {tuple(layer.bias.shape)}.")
     ordered = np.transpose(array, [kernel.index(index) for index in (*shared, *contracted, *new)])
     sizes = [math.prod(array.shape[kernel.index(index)] for index in group) for group in (shared, contracted, new)]
     operator = Einsum(call.in_shape, call.out_shape, equation, array, ordered.reshape(sizes))
     return _activated(call, linear(operator, offset=_bias_offset(call, layer.bias)))
+
+
+def _check_sizes(call: Call, array: Array, inputs: str, kernel: str, outputs: str) -> None:
+    """Raises if an index of an equation has several sizes: some backends repeat values along axes of size 1."""
+    known = dict(zip(kernel, array.shape, strict=True))
+    given = [*zip(inputs, call.input_shape, strict=True)]
+    # (Keras states sizes of the output that it is not told as not known.)
+    given += [pair for pair in zip(outputs, call.outputs[0].shape, strict=True) if pair[1] is not None]
+    for index, size in given:
+        if known.setdefault(index, size) != size:
+            raise call.refuse(f"its kernel, of shape {array.shape}, is for inputs and outputs of other sizes.")
 
 
 def _without_ellipsis(equation: str, rank: int) -> str:
