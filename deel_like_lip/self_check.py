@@ -24,11 +24,12 @@ from deel_like_lip.bounds.rules import rule_of, to_float64
 
 Array = npt.NDArray[Any]
 
-_SAMPLES = 24  # in the batch that models are compared on
+_BATCH = 32  # samples that models are compared on, and rows of every other batch: JAX compiles for each size
 _SIZES = (16, 8, 32)  # tried for axes of which the size is not known
-_ROUNDS = 3  # of power iteration; as many more as time allows, up to the next number
+_ROUNDS = 2  # of power iteration; as many more as time allows, up to the next number
 _MOST_ROUNDS = 30
-_MOST_ROWS = 64  # of which slopes are looked at at once
+_POINTS = 16  # at which slopes are looked at at once, a pair at each
+_FEW = 4  # smaller batches are taken as they are
 _SUSPECTS = 4  # pairs of one claim that are looked at once more
 _LARGEST_KERNEL = 2**20
 # Outputs of one model in two forms, or of one sample in two batches, may differ by such shares of the largest output,
@@ -95,7 +96,7 @@ def self_check(
         plain: Its fold, which was bounded.
         certificate: The certificate.
         data: Inputs to start from, as the model takes them, besides those that are made up.
-        seconds: How long the search may go on after the least that it does.
+        seconds: How long the search may go on after the least that it does, which is two rounds.
 
     Returns:
         What was tried, or None if the model has inputs of unknown size and runs on none that was tried.
@@ -113,7 +114,8 @@ def self_check(
     rng = np.random.default_rng(0)
     samples = _structured(rows, rng)
     if data is not None:
-        samples = np.concatenate([rows.from_data(data)[:_MOST_ROWS], samples])
+        given = rows.from_data(data)[: 2 * _BATCH]
+        samples = np.concatenate([given, given[: len(given) % 2], samples])  # in pairs
     outputs = rows.outputs(model, samples)
     _compare(rows, samples, outputs, rows.outputs(plain, samples), "its fold computes something else")
     _check_samples(rows, model, samples, outputs)
@@ -123,8 +125,8 @@ def self_check(
         _compare(rows, samples, outputs, again, "its fold computes something else after it was saved and loaded")
     search = _Search(rows, model, plain, certificate)
     search.try_pairs(samples, outputs)
-    search.by_power_iteration(samples, rng, end)
     search.along_singular_vectors(samples, end)
+    search.by_power_iteration(samples, outputs, rng, end)
     if certificate.rounding == "sound":
         search.at_boundaries(samples, outputs)
     return SelfCheck(search.pairs, search.largest, reloaded is not None)
@@ -168,7 +170,8 @@ class _Rows:
 
     def map(self, model: Any, count: int) -> RowMap:
         structure = keras.tree.map_structure(lambda _: 0, self.structure)
-        return RowMap(model, self.shapes, structure, batch_size=self.batch or count, compiled=False)
+        size = self.batch or (count if count < _FEW else _BATCH)
+        return RowMap(model, self.shapes, structure, batch_size=size, compiled=False)
 
     def outputs(self, model: Any, rows: Array) -> Array:
         return self.map(model, len(rows)).forward(rows)
@@ -213,8 +216,8 @@ class _Rows:
 def _structured(rows: _Rows, rng: np.random.Generator) -> Array:
     """Returns samples of which each two neighbours are a pair: at zero, at ties, small and large, random and sparse."""
     size = rows.size
-    noise = rng.normal(size=(_SAMPLES, size))
-    first = np.zeros((_SAMPLES // 2, size))
+    noise = rng.normal(size=(_BATCH, size))
+    first = np.zeros((_BATCH // 2, size))
     first[1], first[2] = 1.0, -0.5  # ties
     first[3:6] = noise[3:6] * np.array([[1e-3], [30.0], [1e3]])
     first[6:] = noise[6 : len(first)]
@@ -223,7 +226,7 @@ def _structured(rows: _Rows, rng: np.random.Generator) -> Array:
     lengths = np.array([1e-1, 1.0, 10.0] * len(steps))[: len(steps), None] / np.sqrt(size)
     lengths *= np.maximum(1.0, np.linalg.norm(first, axis=1, keepdims=True) / 10)
     both = np.stack([first, first + lengths * steps], axis=1)
-    return rows.rounded(both.reshape(_SAMPLES, size))
+    return rows.rounded(both.reshape(_BATCH, size))
 
 
 def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, what: str) -> None:
@@ -345,7 +348,7 @@ class _Search:
                 for index, constant in enumerate(head.output_constants):
                     yield own[:, index], constant, sizes, f"entry {index} of the output '{head.name}'"
             if head.pair_constants is not None:
-                for i in range(min(width, _MOST_ROWS)):
+                for i in range(min(width, _BATCH)):
                     # The worst of the others at once.
                     constants = np.where(np.arange(width) == i, np.inf, head.pair_constants[i])
                     with np.errstate(divide="ignore", invalid="ignore"):
@@ -386,7 +389,7 @@ class _Search:
             claimed,
         )
 
-    def by_power_iteration(self, samples: Array, rng: np.random.Generator, end: float) -> None:
+    def by_power_iteration(self, samples: Array, outputs: Array, rng: np.random.Generator, end: float) -> None:
         """Follows directions that the Jacobian stretches, for each output and difference of two, by finite differences.
 
         A vector of outputs is pulled back through the Jacobian, the pair moves along what comes of it, and the change
@@ -394,10 +397,9 @@ class _Search:
         """
         if not any(map(keras.backend.is_float_dtype, self._rows.dtypes)):
             return
-        count = self._rows.batch or _MOST_ROWS
+        count, width = self._rows.batch or _POINTS, outputs.shape[1]
         points = samples[rng.integers(0, len(samples), count)] + 0.1 * rng.normal(size=(count, samples.shape[1]))
         points = np.where(np.linalg.norm(points, axis=1, keepdims=True) < 1e3, points, points / 1e3)
-        width = self._forward(points).shape[1]
         vectors = rng.normal(size=(count, width))
         for index in range(min(count // 2, width)):
             vectors[index] = np.eye(width)[index]
@@ -414,9 +416,9 @@ class _Search:
             others = _directions(rng.normal(size=points.shape))
             directions = np.where(np.any(directions, axis=1, keepdims=True), directions, others)
             both = self._pairs(points, directions, lengths)
-            outputs = self._forward(both)
-            self.try_pairs(both, outputs)
-            change = outputs[1::2] - outputs[::2]
+            found = self._forward(both)
+            self.try_pairs(both, found)
+            change = found[1::2] - found[::2]
             if step >= 1:  # each output first, then what moves most
                 vectors = np.where(np.isfinite(change), change, 0.0)
             if step % 3 == 2:
@@ -429,8 +431,8 @@ class _Search:
     def along_singular_vectors(self, samples: Array, end: float) -> None:
         """Tries the directions that kernels stretch most, pulled back from their layers to the inputs."""
         graph = functional_graph(self._plain)
-        for done, (tensor, vectors) in enumerate(_largest_singular_vectors(graph)):
-            if done and time.monotonic() > end:
+        for tensor, vectors in _largest_singular_vectors(graph):
+            if time.monotonic() > end:
                 return
             points = samples[6 : 6 + max(1, (self._rows.batch or 4))]
             if any(tensor is one for one in graph.inputs) and len(graph.inputs) == 1:

@@ -489,9 +489,9 @@ def test_the_constant_can_be_monitored():
 @pytest.mark.parametrize(("every", "own"), [(1, [0, 1, 2, 3, 4]), (2, [0, 2, 4]), (3, [0, 3, 4]), (9, [0, 4])])
 def test_between_certificates_the_last_values_are_repeated(every, own, monkeypatch, recwarn):
     certified = []
-    certify = callbacks.certify_plain
+    certify = callbacks.certify_fold
     monkeypatch.setattr(
-        callbacks, "certify_plain", lambda *args, **kwargs: certified.append(1) or certify(*args, **kwargs)
+        callbacks, "certify_fold", lambda *args, **kwargs: certified.append(1) or certify(*args, **kwargs)
     )
     model = free_model()
     inputs, labels = data()

@@ -427,7 +427,7 @@ DAMAGED = {
     "": "Expecting value",
     "[]": "not a JSON object",
     "{}": "its format is None",
-    edited(format=2): "its format is 2",
+    edited(format=3): "its format is 3",
     edited(norm="linf"): "its norm is 'linf'",
     edited(heads=[]): "no outputs",
     edited(fingerprint=KeyError): "the field 'fingerprint' is missing",

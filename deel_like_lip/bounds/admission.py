@@ -7,6 +7,7 @@ What is not known for certain is refused, by the name of the layer.
 """
 
 import dataclasses
+import functools
 import inspect
 import types
 import warnings
@@ -162,14 +163,17 @@ def check_layer(layer: Any, call: Call | None = None) -> None:
 
 def check_methods(operation: Any, call: Call | None = None) -> None:
     """Raises if an instance has methods of its own in place of those of its class."""
-    for name in vars(operation):
-        own = callable(inspect.getattr_static(type(operation), name, None))
-        # (Of a model, `compile` replaces what belongs to training. Keras itself wraps two in every layer.)
-        matters = name in _OF_MODELS if isinstance(operation, keras.Model) else name not in ("build", "quantize")
-        if own and matters:
-            raise (call or Call(operation, (), ())).refuse(
-                f"its method `{name}` was replaced on this instance. {_WAY_OUT}"
-            )
+    # (Of a model, `compile` replaces what belongs to training. Keras itself wraps two in every layer.)
+    kind: Any = type(operation)
+    own = vars(operation).keys() & _methods(kind)
+    own = own & {*_OF_MODELS} if isinstance(operation, keras.Model) else own - {"build", "quantize"}
+    for name in sorted(own):
+        raise (call or Call(operation, (), ())).refuse(f"its method `{name}` was replaced on this instance. {_WAY_OUT}")
+
+
+@functools.lru_cache(maxsize=1024)
+def _methods(kind: Any) -> frozenset[str]:
+    return frozenset(name for base in kind.__mro__ for name, value in vars(base).items() if callable(value))
 
 
 def check_inherited(model: Any) -> None:
