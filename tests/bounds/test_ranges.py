@@ -34,7 +34,7 @@ ONE_SIGN = {
     "activation layer inside": lambda x: layers.Dense(1, activation=layers.ReLU())(x),
     "absolute value": lambda x: ops.abs(layers.Dense(1)(x)),
     "our absolute value": lambda x: lip.layers.Abs()(layers.Dense(1)(x)),
-    "norm": lambda x: ops.norm(x, axis=-1, keepdims=True),
+    "norm": lambda x: ops.norm(x, axis=(-1,), keepdims=True),
     "scaled": lambda x: layers.Rescaling(3.0, offset=0.5)(sigmoid(x)),
     "negative": lambda x: -sigmoid(x),
     "shifted down": lambda x: sigmoid(x) - 1.0,
