@@ -25,10 +25,10 @@ from deel_like_lip.bounds.rules import rule_of, to_float64
 Array = npt.NDArray[Any]
 
 _BATCH = 32  # samples that models are compared on, and rows of every other batch: JAX compiles for each size
+_SMALL_BATCH, _LARGE_INPUT = 16, 2**13  # the same for inputs of more numbers than this
 _SIZES = (16, 8, 32)  # tried for axes of which the size is not known
 _ROUNDS = 2  # of power iteration; as many more as time allows, up to the next number
 _MOST_ROUNDS = 30
-_POINTS = 16  # at which slopes are looked at at once, a pair at each
 _FEW = 4  # smaller batches are taken as they are
 _SUSPECTS = 4  # pairs of one claim that are looked at once more
 _LARGEST_KERNEL = 2**20
@@ -168,13 +168,31 @@ class _Rows:
     def size(self) -> int:
         return sum(int(np.prod(shape)) for shape in self.shapes)
 
+    @property
+    def many(self) -> int:
+        """The number of samples in a batch."""
+        return _BATCH if self.size <= _LARGE_INPUT else _SMALL_BATCH
+
     def map(self, model: Any, count: int) -> RowMap:
         structure = keras.tree.map_structure(lambda _: 0, self.structure)
-        size = self.batch or (count if count < _FEW else _BATCH)
+        size = self.batch or (count if count < _FEW else self.many)
         return RowMap(model, self.shapes, structure, batch_size=size, compiled=False)
 
     def outputs(self, model: Any, rows: Array) -> Array:
-        return self.map(model, len(rows)).forward(rows)
+        """Returns the outputs of a model.
+
+        Raises:
+            CannotBoundError: If it does not run.
+        """
+        try:
+            return self.map(model, len(rows)).forward(rows)
+        except ValueError:
+            raise
+        except Exception as error:
+            raise CannotBoundError(
+                f"The model '{self.name}' does not run on a batch of {len(rows)} made-up samples, so what was bounded "
+                f"cannot be compared with what runs. Received: {type(error).__name__}: {str(error)[:200]}"
+            ) from error
 
     def rounded(self, rows: Array) -> Array:
         """Returns the nearest rows that the model's inputs can hold, as it sees them."""
@@ -216,8 +234,8 @@ class _Rows:
 def _structured(rows: _Rows, rng: np.random.Generator) -> Array:
     """Returns samples of which each two neighbours are a pair: at zero, at ties, small and large, random and sparse."""
     size = rows.size
-    noise = rng.normal(size=(_BATCH, size))
-    first = np.zeros((_BATCH // 2, size))
+    noise = rng.normal(size=(rows.many, size))
+    first = np.zeros((rows.many // 2, size))
     first[1], first[2] = 1.0, -0.5  # ties
     first[3:6] = noise[3:6] * np.array([[1e-3], [30.0], [1e3]])
     first[6:] = noise[6 : len(first)]
@@ -226,7 +244,7 @@ def _structured(rows: _Rows, rng: np.random.Generator) -> Array:
     lengths = np.array([1e-1, 1.0, 10.0] * len(steps))[: len(steps), None] / np.sqrt(size)
     lengths *= np.maximum(1.0, np.linalg.norm(first, axis=1, keepdims=True) / 10)
     both = np.stack([first, first + lengths * steps], axis=1)
-    return rows.rounded(both.reshape(_BATCH, size))
+    return rows.rounded(both.reshape(rows.many, size))
 
 
 def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, what: str) -> None:
@@ -397,7 +415,7 @@ class _Search:
         """
         if not any(map(keras.backend.is_float_dtype, self._rows.dtypes)):
             return
-        count, width = self._rows.batch or _POINTS, outputs.shape[1]
+        count, width = self._rows.batch or self._rows.many // 2, outputs.shape[1]
         points = samples[rng.integers(0, len(samples), count)] + 0.1 * rng.normal(size=(count, samples.shape[1]))
         points = np.where(np.linalg.norm(points, axis=1, keepdims=True) < 1e3, points, points / 1e3)
         vectors = rng.normal(size=(count, width))

@@ -209,8 +209,8 @@ def check_config(call: Call, rule: Rule) -> None:
                 f"its argument `{name}` is not known to its bound rule, as that of another version of Keras. Received: "
                 f"{name}={value!r}."
             )
-        if any(isinstance(number, float) and not np.isfinite(number) for number in keras.tree.flatten(value)):
-            raise call.refuse(f"its argument `{name}` is not finite.")
+        if any(isinstance(number, float) and not is_float32(number) for number in keras.tree.flatten(value)):
+            raise call.refuse(f"its argument `{name}` is not finite, in float32.")
     try:
         with kept_randomness():
             fresh = type(layer).from_config(config)
@@ -227,6 +227,12 @@ def config_of(layer: Any) -> dict[str, Any]:
         warnings.simplefilter("ignore")  # of such functions
         config = layer.get_config()
     return {name: value for name, value in config.items() if not name.endswith(_SUFFIXES_OF_TRAINING)}
+
+
+def is_float32(values: Any) -> bool:
+    """Whether all numbers of an array are finite when they are rounded to float32."""
+    with np.errstate(over="ignore"):
+        return bool(np.all(np.isfinite(np.asarray(values, np.float64).astype(np.float32))))
 
 
 def matters(name: str) -> bool:
@@ -247,6 +253,11 @@ def _first_line(error: Exception) -> str:
 def difference_from(layer: Any, other: Any) -> str | None:
     """Returns the name of an attribute in which a layer differs from another one of the same config, or None."""
     own = vars(layer)
+    if other.built:
+        own_places, places = _places_of_weights(layer), _places_of_weights(other)
+        moved = [name for name in {**places, **own_places} if places.get(name) != own_places.get(name)]
+        if moved:
+            return sorted(moved)[0]
     for name, expected in vars(other).items():
         if name in _BOOKKEEPING or name.endswith(_SUFFIXES_OF_TRAINING):
             continue
@@ -257,6 +268,13 @@ def difference_from(layer: Any, other: Any) -> str | None:
         elif _is_plain(expected) and not _equal(value, expected) and not _is_state(name, value, expected):
             return name
     return None
+
+
+def _places_of_weights(layer: Any) -> dict[str, int]:
+    """Returns which of a layer's variables each of its attributes is, -1 for one that the layer does not count."""
+    places = {id(variable): place for place, variable in enumerate(layer.variables)}
+    attributes = {name: value for name, value in vars(layer).items() if isinstance(value, keras.Variable)}
+    return {name: places.get(id(value), -1) for name, value in attributes.items()}
 
 
 def _is_plain(value: Any) -> bool:
@@ -389,8 +407,8 @@ def _check_constants(call: Call, values: Any) -> None:
             array = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
         except (TypeError, ValueError) as error:
             raise call.refuse(f"it takes something that is neither a tensor nor a number: {value!r}.") from error
-        if not np.all(np.isfinite(array)):
-            raise call.refuse("a constant in it is not finite.")
+        if not is_float32(array):
+            raise call.refuse("a constant in it is not finite, in float32.")
 
 
 def check_dtypes(call: Call, rule: Rule) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from deel_like_lip._geometry import entries
 from deel_like_lip.bounds.activations import Activation, exponential_unit, known_activation, rectifier
+from deel_like_lip.bounds.admission import is_float32
 from deel_like_lip.bounds.layer_rules import (
     activation_effects,
     average_pooling,
@@ -130,8 +131,8 @@ def _constant(call: Call, value: Any) -> Array:
     if isinstance(value, (keras.KerasTensor, keras.Variable)) or value is None:
         raise call.refuse("it takes something that is neither a tensor of the model nor a constant.")
     array: Array = np.asarray(keras.ops.convert_to_numpy(value), dtype=np.float64)
-    if not np.all(np.isfinite(array)):
-        raise call.refuse("a constant in it is not finite.")
+    if not is_float32(array):
+        raise call.refuse("a constant in it is not finite, in float32.")
     return array
 
 

@@ -123,6 +123,8 @@ def _after(call: Call, inputs: list[Interval]) -> Interval:
         return _extremum(call, inputs, kind is layers.Maximum)
     if kind is layers.Rescaling:
         return _affine(interval, np.asarray(operation.scale, np.float64), np.asarray(operation.offset, np.float64))
+    if kind in (layers.BatchNormalization, layers.Normalization):
+        return _affine(interval, *_factors_and_offsets(operation))
     if kind is layers.Dense and interval != ANYTHING:
         interval = _dense(operation, interval)
     elif kind not in (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax):
@@ -178,6 +180,19 @@ def _arithmetic(call: Call, name: str, inputs: list[Interval]) -> Interval:
     return _affine(inputs[0], one if name == "Add" else -one, array) if name in ("Add", "Subtract") else ANYTHING
 
 
+def _factors_and_offsets(layer: Any) -> tuple[Array, Array]:
+    """Returns what a normalization with fixed statistics multiplies by and adds."""
+    if isinstance(layer, layers.Normalization):
+        mean, deviation = to_float64(layer.mean), np.sqrt(to_float64(layer.variance))
+        deviation = np.maximum(deviation, keras.backend.epsilon())
+        return (deviation, mean) if layer.invert else (1 / deviation, -mean / deviation)
+    factors = 1 / np.sqrt(to_float64(layer.moving_variance) + layer.epsilon)
+    if layer.gamma is not None:
+        factors = factors * to_float64(layer.gamma)
+    offsets = -factors * to_float64(layer.moving_mean)
+    return factors, offsets if layer.beta is None else offsets + to_float64(layer.beta)
+
+
 def _activated(layer: Any, interval: Interval) -> Interval:
     """Returns what becomes of an interval by the activation of a layer, or the layer that is one."""
     activation = getattr(layer, "activation", None)
@@ -204,8 +219,14 @@ def _function(name: str, interval: Interval) -> Interval:
 
 
 def _affine(interval: Interval, factors: Array, offsets: Array) -> Interval:
-    ends = [_times(factor, end) for factor in (np.min(factors), np.max(factors)) for end in interval]
-    return min(ends) + float(np.min(offsets)), max(ends) + float(np.max(offsets))
+    """Returns the interval of `factor * x + offset`, with the factor and the offset of each channel together."""
+    if 1 not in (factors.size, offsets.size) and factors.shape != offsets.shape:
+        return ANYTHING
+    pairs = zip(
+        *(array.reshape(-1) for array in np.broadcast_arrays(factors.squeeze(), offsets.squeeze())), strict=True
+    )
+    ends = [_times(factor, end) + float(offset) for factor, offset in pairs for end in interval]
+    return min(ends), max(ends)
 
 
 def _times(factor: float, end: float) -> float:

@@ -91,9 +91,9 @@ class SoftHuber(_OneVariable):
     def __init__(self, delta: float = 0.05, k_coef_lip: float = 1.0, **kwargs: Any) -> None:
         super().__init__(k_coef_lip=k_coef_lip, **kwargs)
         valid = isinstance(delta, numbers.Real) and not isinstance(delta, bool)
-        if not valid or not 1e-6 <= delta < np.inf:
+        if not valid or not 1e-6 <= delta <= 1e18:  # whose square is a float32
             raise ValueError(
-                "Invalid value for argument `delta` of SoftHuber. Expected a finite number of at least 1e-6. "
+                "Invalid value for argument `delta` of SoftHuber. Expected a finite number from 1e-6 to 1e18. "
                 f"Received: delta={delta}"
             )
         self.delta = float(delta)
