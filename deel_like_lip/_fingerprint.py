@@ -107,6 +107,10 @@ def _operation(operation: Any) -> list[Any]:
         for name, value in config_of(operation).items()
         if name == "dtype" or (matters(name) and (rule is None or rule.config is None or name in rule.config))
     }
+    if isinstance(operation, keras.layers.Normalization):
+        config["keras.config.epsilon"] = keras.config.epsilon()
+    elif isinstance(operation, keras.layers.Rescaling) and np.ndim(operation.scale):
+        config["keras.config.image_data_format"] = keras.config.image_data_format()
     lines: list[Any] = [["layer", where + kind.__name__, _without_nothing(config)]]
     for weight in operation.weights:
         array = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from deel_like_lip._fingerprint import fingerprint
 from deel_like_lip._version import __version__
 from deel_like_lip.bounds import Affine, CannotBoundError, LayerBound, OutputBound, bound_graph
-from deel_like_lip.bounds.ranges import value_range
+from deel_like_lip.bounds.ranges import parts_of, value_range
 from deel_like_lip.bounds.rounding import EPSILON, product_up, root_up
 from deel_like_lip.folding import vanilla_model
 from deel_like_lip.self_check import SelfCheck, self_check
@@ -725,7 +725,8 @@ def output_names(model: keras.Model) -> list[str]:
     """Returns the names of a model's outputs, as `fit` and `predict` call them where they are a dict."""
     outputs = getattr(model, "_outputs_struct", None)
     if isinstance(outputs, dict):
-        return ["/".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(outputs)]
+        paths = ["/".join(map(str, path)) for path, _ in keras.tree.flatten_with_path(outputs)]
+        return paths if len(set(paths)) == len(paths) else [f"output_{index}" for index in range(len(paths))]
     names = list(getattr(model, "output_names", None) or [])
     count = len(getattr(model, "outputs", None) or names) or 1
     return names if len(names) == count == len(set(names)) else [f"output_{index}" for index in range(count)]
@@ -768,14 +769,14 @@ def _check_task(plain: keras.Model, name: str, task: Task | None, shape: tuple[i
 
 def _check_signs(plain: keras.Model, name: str, output: Any) -> None:
     """Refuses an output that has one sign only: radii for it would not tell where it crosses any other threshold."""
-    low, high = value_range(output)
-    if low >= 0 or high <= 0:
+    ranges = [value_range(part) for part in parts_of(output)]
+    never = "negative" if any(low >= 0 for low, _ in ranges) else "positive"
+    if any(low >= 0 or high <= 0 for low, high in ranges):
         raise ValueError(
             f'`certify` expects an output whose sign is the answer, as for one output and task="multilabel". End the '
             "model with the logit, before the activation (`layer.activation = keras.activations.linear`; a probability "
             'above 0.5 is a logit above 0), or pass task="regression". Received: the output '
-            f"'{name}' of '{plain.name}', which ends in {_last_operation(output)} and is never "
-            f"{'negative' if low >= 0 else 'positive'}"
+            f"'{name}' of '{plain.name}', which ends in {_last_operation(output)} and is never {never}"
         )
 
 

@@ -1,6 +1,7 @@
 """Folding: the same predictions with built-in Keras layers and ops only."""
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -144,7 +145,9 @@ def _trace(model: Any) -> keras.Model:
     """Makes a functional model of a subclass of `keras.Model`, by calling it on symbolic inputs."""
     inputs = _symbolic_inputs(model)
     try:
-        outputs = model.call(inputs)
+        # (In inference, whatever the default of its own `call` is.)
+        known = "training" in inspect.signature(model.call).parameters
+        outputs = model.call(inputs, training=False) if known else model.call(inputs)
     except Exception as error:
         raise ValueError(
             f"The model '{model.name}' of class {type(model).__name__} cannot be folded: its `call` does something to "

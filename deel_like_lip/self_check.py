@@ -7,6 +7,7 @@ the certificate says. What it finds is proof of a fault. That it finds nothing i
 
 import contextlib
 import dataclasses
+import functools
 import os
 import tempfile
 import time
@@ -23,6 +24,7 @@ from deel_like_lip.bounds import CannotBoundError
 from deel_like_lip.bounds.rules import rule_of, to_float64
 
 Array = npt.NDArray[Any]
+_Noise = Callable[..., float]  # of inputs, how far outputs may be off
 
 _BATCH = 32  # samples that models are compared on, and rows of every other batch: JAX compiles for each size
 _SMALL_BATCH, _LARGE_INPUT = 16, 2**13  # the same for inputs of more numbers than this
@@ -116,14 +118,15 @@ def self_check(
     if data is not None:
         given = rows.from_data(data)[: 2 * _BATCH]
         samples = np.concatenate([given, given[: len(given) % 2], samples])  # in pairs
+    noise = functools.partial(_noise, rows, plain, certificate)
     outputs = rows.outputs(model, samples)
-    _compare(rows, samples, outputs, rows.outputs(plain, samples), "its fold computes something else")
-    _check_samples(rows, model, samples, outputs)
+    _compare(rows, samples, outputs, rows.outputs(plain, samples), noise, "its fold computes something else")
+    _check_samples(rows, model, samples, outputs, noise)
     reloaded = _reloaded(plain)
     if reloaded is not None:
         again = rows.outputs(reloaded, samples)
-        _compare(rows, samples, outputs, again, "its fold computes something else after it was saved and loaded")
-    search = _Search(rows, model, plain, certificate)
+        _compare(rows, samples, outputs, again, noise, "its fold computes something else after it was saved and loaded")
+    search = _Search(rows, model, plain, certificate, noise)
     search.try_pairs(samples, outputs)
     search.along_singular_vectors(samples, end)
     search.by_power_iteration(samples, outputs, rng, end)
@@ -212,6 +215,8 @@ class _Rows:
 
     def from_data(self, data: Any) -> Array:
         arrays = [np.asarray(keras.ops.convert_to_numpy(array)) for array in keras.tree.flatten(data)]
+        if any(array.dtype.kind not in "fiub" for array in arrays):
+            raise ValueError(f"Expected `data` of numbers. Received: data of types {[array.dtype for array in arrays]}")
         expected = [tuple(shape) for shape in self.shapes]
         if [array.shape[1:] for array in arrays] != expected or len({len(array) for array in arrays}) != 1:
             raise ValueError(
@@ -247,7 +252,26 @@ def _structured(rows: _Rows, rng: np.random.Generator) -> Array:
     return rows.rounded(both.reshape(rows.many, size))
 
 
-def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, what: str) -> None:
+def _noise(rows: _Rows, plain: Any, certificate: Any, *ends: Array) -> float:
+    """Returns how far outputs may be off by rounding, by the sizes of all that is computed on the way to them."""
+    graph = functional_graph(plain)
+    tensors = [one for node in nodes(graph) for one in node.outputs if keras.backend.is_float_dtype(one.dtype)]
+    count = rows.batch or len(ends)
+    values = rows.outputs(keras.Model(graph.input, tensors), np.resize(np.stack(ends), (count, len(ends[0]))))
+    # What a tensor is off by passes with the constant of what comes after it.
+    up_to = {line.name: line.up_to_here for line in certificate.layers}
+    total, column = 0.0, 0
+    for tensor in tensors:
+        width = int(np.prod([size or 0 for size in tensor.shape[1:]])) if None not in tensor.shape[1:] else 0
+        before = up_to.get(tensor._keras_history.operation.name, 0.0)
+        after = certificate.lipschitz_constant / before if before else certificate.lipschitz_constant
+        sizes = np.linalg.norm(values[:, column : column + width] if width else values, axis=1)
+        total += float(np.max(sizes)) * max(1.0, after)
+        column += width
+    return _ROUNDINGS * total
+
+
+def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, noise: _Noise, what: str) -> None:
     """Raises if two models compute different things."""
     if outputs.shape != others.shape:
         raise CannotBoundError(
@@ -258,9 +282,9 @@ def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, what: s
     sizes = np.maximum(np.max(np.abs(outputs), axis=1), np.max(np.abs(others), axis=1))
     allowed = _AGREE * sizes + _AGREE_BY_INPUT * (np.linalg.norm(samples, axis=1) + 1)
     apart = np.max(np.abs(outputs - others), axis=1, initial=0.0)
-    wrong = np.flatnonzero(finite & (apart > allowed))
-    wrong = np.concatenate([wrong, np.flatnonzero(np.isfinite(outputs).all(1) != np.isfinite(others).all(1))])
-    if len(wrong):
+    wrong = [index for index in np.flatnonzero(finite & (apart > allowed)) if apart[index] > noise(samples[index])]
+    wrong += [*np.flatnonzero(np.isfinite(outputs).all(1) != np.isfinite(others).all(1))]
+    if wrong:
         index = int(wrong[0])
         raise CannotBoundError(
             f"`certify` has found that the model '{rows.name}' is not what was bounded: {what}, for what the gate in "
@@ -270,17 +294,17 @@ def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, what: s
         )
 
 
-def _check_samples(rows: _Rows, model: Any, samples: Array, outputs: Array) -> None:
+def _check_samples(rows: _Rows, model: Any, samples: Array, outputs: Array, noise: _Noise) -> None:
     """Raises if what becomes of a sample depends on others in its batch, or on chance."""
     if rows.batch is None:
         few = samples[[6, 9, 8]]  # where the second is another one than before
         found = rows.outputs(model, few)
-        _compare(rows, few, outputs[[6, 9, 8]], found, _DEPENDS)
+        _compare(rows, few, outputs[[6, 9, 8]], found, noise, _DEPENDS)
         alone = rows.outputs(model, few[:1])
-        _compare(rows, few[:1], outputs[[6]], alone, "outputs of a sample depend on the size of its batch")
+        _compare(rows, few[:1], outputs[[6]], alone, noise, "outputs of a sample depend on the size of its batch")
         return
-    again = rows.outputs(model, samples[::-1])[::-1]
-    _compare(rows, samples, outputs, again, _DEPENDS)
+    again = np.roll(rows.outputs(model, np.roll(samples, 1, axis=0)), -1, axis=0)  # each beside others
+    _compare(rows, samples, outputs, again, noise, _DEPENDS)
 
 
 def _reloaded(plain: Any) -> Any:
@@ -317,9 +341,10 @@ def _shown(values: Array) -> str:
 class _Search:
     """Tries pairs of inputs against all constants of a certificate."""
 
-    def __init__(self, rows: _Rows, model: Any, plain: Any, certificate: Any) -> None:
+    def __init__(self, rows: _Rows, model: Any, plain: Any, certificate: Any, noise: _Noise) -> None:
         self.pairs, self.largest = 0, 0.0
         self._rows, self._model, self._plain, self._certificate = rows, model, plain, certificate
+        self._noise = noise
         self._forward: Callable[[Array], Array] = lambda points: rows.outputs(model, points)
 
     def try_pairs(self, samples: Array, outputs: Array) -> Array:
@@ -385,15 +410,6 @@ class _Search:
         if any(None in shape for shape in shapes):
             return [total, *[0] * (len(heads) - 1)]
         return [int(np.prod(shape)) for shape in shapes]
-
-    def _noise(self, *ends: Array) -> float:
-        """Returns how far outputs may be off by rounding, by the sizes of all that is computed on the way to them."""
-        graph = functional_graph(self._plain)
-        tensors = [tensor for node in nodes(graph) for tensor in node.outputs]
-        inner = keras.Model(graph.input, [one for one in tensors if keras.backend.is_float_dtype(one.dtype)])
-        count = self._rows.batch or len(ends)
-        sizes = np.linalg.norm(self._rows.outputs(inner, np.resize(np.stack(ends), (count, len(ends[0])))), axis=1)
-        return float(_ROUNDINGS * np.max(sizes) * max(1.0, self._certificate.lipschitz_constant))
 
     def _report(self, first: Array, second: Array, found: float, claimed: float, what: str) -> None:
         pair = self._rows.as_inputs(first), self._rows.as_inputs(second)

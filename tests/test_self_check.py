@@ -190,6 +190,16 @@ def test_a_file_that_does_not_come_back_deceives_nobody(monkeypatch):
 
 # --- what is right ---------------------------------------------------------------------------------------------------
 
+
+def siamese():
+    """Two branches of large numbers, of which the difference is small."""
+    first, second = keras.Input((16,)), keras.Input((16,))
+    scaled, random = keras.initializers.VarianceScaling(4.0), keras.initializers.RandomNormal(stddev=30.0)
+    hidden = [keras.layers.Dense(64, "relu", kernel_initializer=scaled, bias_initializer=random) for _ in range(3)]
+    encode = keras.Sequential([keras.Input((16,)), *hidden])
+    return keras.Model([first, second], keras.layers.Dense(3)(keras.layers.Subtract()([encode(first), encode(second)])))
+
+
 RIGHT = {
     "dense": lambda: net(layers.SpectralDense(8, activation=layers.GroupSort2())),
     "images": lambda: keras.Sequential(
@@ -211,6 +221,7 @@ RIGHT = {
     ),
     "huge": lambda: keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(1e30), keras.layers.ReLU()]),
     "tiny": lambda: keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(1e-30), keras.layers.ReLU()]),
+    "large numbers that cancel": lambda: siamese(),
     "constant": lambda: keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(0.0), layers.SpectralDense(3)]),
 }
 
@@ -265,3 +276,11 @@ def test_it_does_not_move_the_random_numbers_of_a_training():
     found = np.random.uniform(), to_numpy(keras.random.uniform((2,)))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_samples_of_a_fixed_batch_are_put_beside_others(custom):
+    """The mean over two samples is the same in whatever order they are."""
+    Custom.function = staticmethod(lambda x: x - ops.mean(x, axis=0, keepdims=True))
+    layer = custom(1.0, Custom.function)
+    with pytest.raises(CannotBoundError, match="outputs of a sample depend on"):
+        lip.certify(keras.Sequential([keras.Input(batch_shape=(2, 4)), layer]))

@@ -46,6 +46,7 @@ _BOOKKEEPING = {
         "_self_unconditional_dependency_names",
     ),
 }
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # that torch runs around a call
 _MODELS = (functional_class(), keras.Sequential)
 # Methods of a model that take part when it is called.
 _OF_MODELS = (
@@ -66,6 +67,13 @@ def admit_graph(model: Any) -> list[Call]:
     """
     check_model(model)
     for tensor in functional_graph(model).inputs:
+        if not tensor.dtype.startswith(("float", "bfloat", "int", "uint", "bool")):
+            raise CannotBoundError(
+                f"The input '{tensor.name}' of the model '{model.name}' is of type {tensor.dtype}. Bounded are models "
+                "of real numbers: start from the tensor that holds them, `keras.Model(numbers, outputs)`."
+            )
+        if entries(tuple(tensor.shape[1:])) == 0:
+            raise CannotBoundError(f"The input '{tensor.name}' of the model '{model.name}' is without any value.")
         if keras.backend.is_float_dtype(tensor.dtype) and tensor.dtype not in _FLOATS:
             raise CannotBoundError(
                 f"The input '{tensor.name}' of the model '{model.name}' is of type {tensor.dtype}, to which Keras "
@@ -150,8 +158,8 @@ def check_layer(layer: Any, call: Call | None = None) -> None:
     for variable in layer.variables:
         values = np.asarray(keras.ops.convert_to_numpy(variable))
         # (Numbers of eight bits and less are what quantized kernels are made of.)
-        if values.dtype.kind == "f" and not np.all(np.isfinite(values)):
-            raise call.refuse(f"its weight '{variable.name}' holds NaN or infinite entries.")
+        if values.dtype.kind == "f" and not is_float32(values):
+            raise call.refuse(f"its weight '{variable.name}' holds NaN or infinite entries, in float32.")
     if rule.config is not None:
         check_config(call, rule)
         check_state(call)
@@ -167,6 +175,7 @@ def check_methods(operation: Any, call: Call | None = None) -> None:
     kind: Any = type(operation)
     own = vars(operation).keys() & _methods(kind)
     own = own & {*_OF_MODELS} if isinstance(operation, keras.Model) else own - {"build", "quantize"}
+    own |= {name for name in _HOOKS if vars(operation).get(name)}
     for name in sorted(own):
         raise (call or Call(operation, (), ())).refuse(f"its method `{name}` was replaced on this instance. {_WAY_OUT}")
 
@@ -178,7 +187,7 @@ def _methods(kind: Any) -> frozenset[str]:
 
 def check_inherited(model: Any) -> None:
     """Raises if the class of a model replaces one of Keras's methods around its `call`."""
-    for name in ("__call__", *_OF_MODELS[1:]):
+    for name in ("__call__", "predict_step", *_OF_MODELS[1:]):
         own = getattr(type(model), name, None)
         if own is not None and own not in [getattr(kind, name, None) for kind in _MODELS]:
             raise Call(model, (), ()).refuse(

@@ -578,7 +578,9 @@ def _column_norms(matrix: Matrix) -> tuple[Array, Array]:
     The difference `f_i - f_j` of two outputs is one function of the source, with the gradient `w_i - w_j`. That is at
     most `sqrt(2) |W|`, and less where the columns are not orthogonal or not equally long.
     """
-    columns = matrix.flat
+    largest = float(np.max(np.abs(matrix.flat), initial=0.0))
+    scale = 2.0 ** math.ceil(math.log2(largest)) if 0 < largest < math.inf else 1.0
+    columns, error = matrix.flat / scale, matrix.error / scale  # exact, and squares do not vanish
     count = columns.shape[1]
     squares = np.sum(columns**2, axis=0)
     if count * columns.size > 2**28:
@@ -590,9 +592,9 @@ def _column_norms(matrix: Matrix) -> tuple[Array, Array]:
         squared = np.stack([np.sum((columns - columns[:, [index]]) ** 2, axis=0) for index in range(count)])
     rounding = 1 + (len(columns) + 8) * EPSILON
     # An error of the matrix moves a difference of columns by at most sqrt(2) times its norm.
-    differences = np.sqrt(squared) * rounding + 1.5 * matrix.error
+    differences = np.sqrt(squared) * rounding + 1.5 * error
     np.fill_diagonal(differences, 0)
-    return np.maximum(differences, differences.T), np.sqrt(squares) * rounding + matrix.error
+    return scale * np.maximum(differences, differences.T), scale * (np.sqrt(squares) * rounding + error)
 
 
 def _with_tokens(shape: Shape, like: Sequence[Any] | None = None) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from deel_like_lip._geometry import entries, max_overlap
 from deel_like_lip._typing import Shape
 from deel_like_lip.bounds.activations import Activation, known_activation, rectifier
+from deel_like_lip.bounds.admission import is_float32
 from deel_like_lip.bounds.convolution import Axis
 from deel_like_lip.bounds.operators import (
     Convolution,
@@ -95,8 +96,7 @@ def picked(call: Call, pick: Callable[[Any], Any] | None, repeats: int = 1, *, k
 def _activated(call: Call, effect: Effect) -> Effects:
     activation = call.operation.activation
     name = getattr(activation, "__name__", type(activation).__name__)
-    if isinstance(activation, layers.Softmax):
-        _check_softmax(call, activation)
+    _check_softmax(call, activation)
     return [effect, *activation_effects(call, known_activation(activation), name)]
 
 
@@ -537,17 +537,17 @@ def _time_distributed(call: Call) -> Effects:
 )
 def _activation_layer(call: Call) -> Effects:
     layer = call.operation
-    for softmax in (layer, getattr(layer, "activation", None)):
-        if isinstance(softmax, layers.Softmax):
-            _check_softmax(call, softmax)
+    _check_softmax(call, layer)
     name = getattr(getattr(layer, "activation", None), "__name__", type(layer).__name__)
     return activation_effects(call, known_activation(layer), name)
 
 
-def _check_softmax(call: Call, softmax: Any) -> None:
-    """Raises if a softmax is one across samples."""
-    if isinstance(softmax.axis, int):
-        not_the_batch(call, softmax.axis, "normalises")
+def _check_softmax(call: Call, activation: Any) -> None:
+    """Raises if an activation is a softmax across samples, or a layer with such a one inside."""
+    while isinstance(activation, layers.Layer):
+        if isinstance(activation, layers.Softmax) and isinstance(activation.axis, int):
+            not_the_batch(call, activation.axis, "normalises")
+        activation = getattr(activation, "activation", None)
 
 
 @rule(layers.PReLU, config="shared_axes")
@@ -600,6 +600,7 @@ def scaled(
         error += FLOAT32_ROUNDOFF
     if not keras.backend.is_float_dtype(call.outputs[0].dtype):
         raise call.refuse(f"it computes with integers, {call.outputs[0].dtype}, which are rounded off.")
+    _check_float32(call, factors, offset)
     operator = Scale(call.in_shape, call.out_shape, factors, error)
     return linear(operator, offset=spread_norm(call, offset), roundings=roundings, keeps_sizes=keeps_sizes)
 
@@ -611,8 +612,8 @@ def _batch_normalization(call: Call) -> Effects:
     axis = layer.axis if isinstance(layer.axis, int) else layer.axis[0]
     not_the_batch(call, axis, "normalises")
     mean, variance = weight(call, layer.moving_mean), weight(call, layer.moving_variance)
-    if np.any(variance + layer.epsilon <= 0):
-        raise call.refuse("its moving variance is not positive.")
+    if np.any(variance + layer.epsilon < FLOAT32_UNDERFLOW):
+        raise call.refuse("its moving variance and `epsilon` are together not positive, in float32.")
     factors = 1 / np.sqrt(variance + layer.epsilon)
     if layer.gamma is not None:
         factors = factors * weight(call, layer.gamma)
@@ -622,9 +623,17 @@ def _batch_normalization(call: Call) -> Effects:
     return [_per_channel(call, axis, factors, added)]
 
 
+def _check_float32(call: Call, factors: Array, offset: Array) -> None:
+    """Raises if float32 does not hold what an operation multiplies by or adds: it computes with 0 or infinity then."""
+    vanishing = (factors != 0) & (np.abs(factors) < FLOAT32_UNDERFLOW)
+    if not is_float32(factors) or not is_float32(offset) or np.any(vanishing):
+        raise call.refuse("it multiplies by or adds numbers that float32 does not hold.")
+
+
 def _per_channel(call: Call, axis: int, factors: Array, added: Array) -> Effect:
     shape = [1] * len(call.in_shape)
     shape[axis % len(call.input_shape) - 1] = factors.size
+    _check_float32(call, factors, added)
     operator = Scale(call.in_shape, call.out_shape, factors.reshape(shape), 8 * EPSILON)
     # Backends compute it in different orders; a dozen roundings cover all of them.
     return linear(operator, offset=spread_norm(call, added), roundings=12, keeps_sizes=True)

@@ -4,6 +4,7 @@ An interval for each tensor, the same for all of its entries, from what is known
 limits. What is not known may be anything.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -29,15 +30,24 @@ _VALUES: dict[str, Interval] = {
     **dict.fromkeys(("tanh", "hard_tanh", "softsign"), (-1.0, 1.0)),
     "relu6": (0.0, 6.0),
     **dict.fromkeys(("log_sigmoid", "log_softmax"), (-math.inf, 0.0)),
+    **dict.fromkeys(("elu", "celu"), (-1.0, math.inf)),  # with their default, 1
+    "selu": (-1.7581, math.inf),
+    "gelu": (-0.1701, math.inf),
+    "silu": (-0.2785, math.inf),
+    "mish": (-0.3089, math.inf),
+    "hard_silu": (-0.3751, math.inf),
+    **dict.fromkeys(("sin", "cos", "erf"), (-1.0, 1.0)),
+    "arctan": (-1.5708, 1.5708),
 }
 # Functions whose result has the sign of what they are applied to.
 _KEEP_SIGNS = {
     *("leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hard_silu", "soft_shrink", "tanh_shrink"),
-    *("tanh", "hard_tanh", "softsign"),
+    *("tanh", "hard_tanh", "softsign", "erf", "arctan"),
 }
 _OPS = {
     **{name: name.lower() for name in ("Sigmoid", "Softmax", "Softplus", "Squareplus", "Relu", "Relu6", "Tanh")},
     **{name: name.lower() for name in ("Softsign", "Elu", "Selu", "Celu", "Gelu", "Silu", "Mish")},
+    **{name: name.lower() for name in ("Sin", "Cos", "Erf", "Arctan")},
     "Exp": "exponential",
     "HardSigmoid": "hard_sigmoid",
     "HardSilu": "hard_silu",
@@ -60,6 +70,8 @@ _MOVING = {
     *(layers.UpSampling1D, layers.UpSampling2D, layers.UpSampling3D),
     *(layers.MaxPooling1D, layers.MaxPooling2D, layers.MaxPooling3D),
     *(layers.AveragePooling1D, layers.AveragePooling2D, layers.AveragePooling3D),
+    *(layers.AdaptiveMaxPooling1D, layers.AdaptiveMaxPooling2D, layers.AdaptiveMaxPooling3D),
+    *(layers.AdaptiveAveragePooling1D, layers.AdaptiveAveragePooling2D, layers.AdaptiveAveragePooling3D),
     *(layers.GlobalMaxPooling1D, layers.GlobalMaxPooling2D, layers.GlobalMaxPooling3D),
     *(layers.GlobalAveragePooling1D, layers.GlobalAveragePooling2D, layers.GlobalAveragePooling3D),
 }
@@ -79,6 +91,15 @@ def value_range(tensor: Any) -> Interval:
         CannotBoundError: If it is not certain which argument of a call is which.
     """
     return _Ranges({}).of(tensor)
+
+
+def parts_of(tensor: Any) -> list[Any]:
+    """Returns the tensors that an output is joined of, each of which has a sign of its own."""
+    call = producer(tensor)
+    joined = call is not None and (type(call.operation) is layers.Concatenate or is_op(call.operation, "Concatenate"))
+    if call is None or not joined or len(call.parts) != len(call.inputs):
+        return [tensor]
+    return [part for one in call.inputs for part in parts_of(one)]
 
 
 class _Ranges:
@@ -119,15 +140,21 @@ def _after(call: Call, inputs: list[Interval]) -> Interval:
         return _union(inputs) if len(call.parts) == len(inputs) else ANYTHING
     if kind is layers.Add and len(call.parts) == len(inputs):
         return sum(low for low, _ in inputs), sum(high for _, high in inputs)
+    if kind is layers.Subtract and len(inputs) == 2:
+        return inputs[0][0] - inputs[1][1], inputs[0][1] - inputs[1][0]
+    if kind is layers.TimeDistributed:
+        return _after(dataclasses.replace(call, operation=operation.layer), inputs)
     if kind in (layers.Maximum, layers.Minimum):
         return _extremum(call, inputs, kind is layers.Maximum)
     if kind is layers.Rescaling:
         return _affine(interval, np.asarray(operation.scale, np.float64), np.asarray(operation.offset, np.float64))
     if kind in (layers.BatchNormalization, layers.Normalization):
         return _affine(interval, *_factors_and_offsets(operation))
+    if kind is layers.PReLU:
+        return _bent(to_float64(operation.alpha), interval)
     if kind is layers.Dense and interval != ANYTHING:
         interval = _dense(operation, interval)
-    elif kind not in (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax):
+    elif kind not in (layers.Dense, layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax):
         interval = ANYTHING
     return _activated(operation, interval)
 
@@ -136,7 +163,10 @@ def _after_op(call: Call, inputs: list[Interval]) -> Interval:
     operation, interval = call.operation, inputs[0] if inputs else ANYTHING
     name = type(operation).__name__  # of an op of Keras, or the bound refuses
     if name in _OPS:
-        return _function(_OPS[name], interval)
+        slope = {"LeakyRelu": "negative_slope", "Elu": "alpha", "Celu": "alpha"}.get(name)
+        if slope is None:
+            return _function(_OPS[name], interval)
+        return _bent(getattr(operation, slope), interval, limited=slope == "alpha")
     if name in _NOT_NEGATIVE:
         return _POSITIVE
     if name in _MOVING_OPS:
@@ -205,8 +235,22 @@ def _activated(layer: Any, interval: Interval) -> Interval:
         top = math.inf if layer.max_value is None else float(layer.max_value)
         low, high = _function("relu" if not layer.negative_slope else "leaky_relu", interval)
         return low, min(high, top)
-    names = {layers.LeakyReLU: "leaky_relu", layers.ELU: "elu", layers.Softmax: "softmax", layers.Dense: "linear"}
+    if kind is layers.LeakyReLU or kind is layers.ELU:
+        is_elu = kind is layers.ELU
+        return _bent(layer.alpha if is_elu else layer.negative_slope, interval, limited=is_elu)
+    names = {layers.Softmax: "softmax", layers.Dense: "linear"}
     return _function(names.get(kind, ""), interval)
+
+
+def _bent(slopes: Any, interval: Interval, limited: bool = False) -> Interval:
+    """Returns what becomes of an interval where values below 0 get other slopes, down to a limit if `limited`."""
+    if interval[0] >= 0:
+        return interval
+    slopes = np.asarray(slopes, np.float64)
+    if np.all(slopes <= 0):
+        return _POSITIVE
+    low = -float(np.max(slopes)) if limited else -math.inf
+    return low, 0.0 if interval[1] <= 0 and np.all(slopes >= 0) else math.inf
 
 
 def _function(name: str, interval: Interval) -> Interval:

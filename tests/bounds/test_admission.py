@@ -608,3 +608,71 @@ def test_what_is_left_of_a_tie_by_rounding_has_no_radius(rng):
     logits = model.predict(x, verbose=0)
     assert np.all(certificate.pair_constants[0, 1] > 0)
     assert np.all(certificate.radius(logits) < 1e-3)
+
+
+# --- what a stranger found -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda layer: layer, layers.Activation, lambda layer: layers.Activation(layers.Activation(layer))]
+)
+def test_a_softmax_over_the_batch_inside_of_other_layers(wrap):
+    refused(lambda x: layers.Dense(3, activation=wrap(layers.Softmax(axis=0)))(x), "normalises across samples")
+
+
+@pytest.mark.parametrize(
+    ("options", "weights"),
+    [({"epsilon": 1e-46}, [1.0, 0.0, 0.0, 0.0]), ({"epsilon": 1e-30}, [1e25, 0.0, 0.0, 1e-30])],
+    ids=["epsilon", "factor"],
+)
+def test_statistics_that_float32_does_not_hold(options, weights):
+    layer = layers.BatchNormalization(**options)
+    model = keras.Sequential([keras.Input((1,)), layer])
+    layer.set_weights([np.full(1, value) for value in weights])
+    with pytest.raises(CannotBoundError, match="float32"):
+        lip.certify(model, check=False)
+
+
+def test_numbers_that_float32_does_not_hold():
+    refused(lambda x: layers.Rescaling(7.2e-46)(x), "float32 does not hold")
+    refused(lambda x: x / 2e-45, "float32 does not hold|not finite|only division")
+    refused(lambda x: layers.Rescaling(1e42)(x), "not finite, in float32")
+
+
+def test_the_default_of_training_in_a_models_own_call():
+    class Own(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(1)
+
+        def call(self, inputs, training=True):
+            outputs = self.dense(inputs)
+            return outputs if training else 100.0 * outputs
+
+    model = Own()
+    model(np.zeros((1, 2), "float32"))
+    norm = np.linalg.norm(to_numpy(model.dense.kernel))
+    assert lip.certify(model, check=False).lipschitz_constant == pytest.approx(100 * norm, rel=1e-5)
+
+
+def test_models_that_predict_something_else():
+    class Own(keras.Model):
+        def predict_step(self, data):
+            return 100.0 * super().predict_step(data)
+
+    inputs = keras.Input((4,))
+    with pytest.raises(CannotBoundError, match="overrides `predict_step`"):
+        lip.certify(Own(inputs, layers.Dense(3)(inputs)))
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "string"])
+def test_inputs_that_are_no_real_numbers(dtype):
+    inputs = keras.Input((4,), dtype=dtype)
+    with pytest.raises(CannotBoundError, match=f"is of type {dtype}"):
+        bound_graph(keras.Model(inputs, layers.Identity(dtype=dtype)(inputs)))
+
+
+def test_output_names_that_collide():
+    x = keras.Input((4,))
+    names = [head.name for head in lip.certify(keras.Model(x, {"a": {"b": x[:, :2]}, "a/b": x[:, 2:]})).heads]
+    assert names == ["output_0", "output_1"]

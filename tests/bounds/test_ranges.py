@@ -47,6 +47,15 @@ ONE_SIGN = {
     "pooled": lambda x: layers.GlobalAveragePooling1D()(layers.Dense(1, "relu")(layers.Reshape((4, 1))(x))),
     "taken": lambda x: ops.softmax(x)[:, :1],
     "tanh of a positive": lambda x: ops.tanh(ops.relu(layers.Dense(1)(x))),
+    "each step": lambda x: layers.Flatten()(
+        layers.TimeDistributed(layers.Dense(1, "sigmoid"))(layers.Reshape((1, 4))(x))
+    ),
+    "elu and one": lambda x: layers.Dense(1, "elu")(x) + 1.0,
+    "gelu and one": lambda x: ops.gelu(layers.Dense(1)(x)) + 1.0,
+    "sine and two": lambda x: ops.sin(layers.Dense(1)(x)) + 2.0,
+    "a slope of the other sign": lambda x: layers.LeakyReLU(-1.0)(layers.Dense(1)(x)),
+    "normalized": lambda x: layers.BatchNormalization()(sigmoid(x)),
+    "larger of both signs": lambda x: (lambda z: ops.maximum(z, -z))(layers.Dense(1)(x)),
     "nested": lambda x: nested(layers.Reshape((1,)), (1,))(sigmoid(x)),
     "nested sigmoid": lambda x: layers.Reshape((1,))(nested(layers.Dense(1, "sigmoid"), (4,))(x)),
     "a weight of one sign": lambda x: layers.Dense(1, kernel_initializer="ones")(layers.Dense(3, "sigmoid")(x)),
@@ -93,3 +102,9 @@ def test_values_lie_in_the_range(build, rng):
     values = to_numpy(model(inputs.astype("float32")))
     assert low - 1e-6 <= values.min()
     assert values.max() <= high + 1e-6
+
+
+def test_each_label_has_a_sign_of_its_own():
+    model = model_of(lambda x: layers.Concatenate()([layers.Dense(2)(x), layers.Dense(1, "sigmoid")(x)]))
+    with pytest.raises(ValueError, match="never negative"):
+        lip.certify(model, task="multilabel", check=False)
