@@ -53,7 +53,7 @@ ONE_SIGN = {
     "elu and one": lambda x: layers.Dense(1, "elu")(x) + 1.0,
     "gelu and one": lambda x: ops.gelu(layers.Dense(1)(x)) + 1.0,
     "sine and two": lambda x: ops.sin(layers.Dense(1)(x)) + 2.0,
-    "a slope of the other sign": lambda x: layers.LeakyReLU(-1.0)(layers.Dense(1)(x)),
+    "a slope of the other sign": lambda x: layers.ELU(-1.0)(layers.Dense(1)(x)),
     "normalized": lambda x: layers.BatchNormalization()(sigmoid(x)),
     "larger of both signs": lambda x: (lambda z: ops.maximum(z, -z))(layers.Dense(1)(x)),
     "nested": lambda x: nested(layers.Reshape((1,)), (1,))(sigmoid(x)),
