@@ -300,8 +300,7 @@ def _check_difference(layer: Any, copy: Any) -> None:
     if difference is not None:
         raise CannotBoundError(
             f"The {type(layer).__name__} layer '{layer.name}' cannot be folded: its attribute `{difference}` is not "
-            "what its config says, so a copy computes something else. Make a new layer with the arguments you "
-            "mean. "
+            "what its config says, so a copy computes something else. Make a new layer with the arguments you mean. "
             f"Received: {difference}={getattr(layer, difference, None)!r}"
         )
 

@@ -493,11 +493,7 @@ def _in_order(call: Call, inputs: Any, model: Any) -> list[Any]:
     structure = model.input if not isinstance(model.input, keras.KerasTensor) else [model.input]
     given = inputs if not isinstance(inputs, keras.KerasTensor) else [inputs]
     names = [tensor.name for tensor in model.inputs]
-    if (
-        isinstance(given, dict)
-        and not isinstance(structure, dict)
-        and set(given) == set(names) == set(dict.fromkeys(names))
-    ):
+    if isinstance(given, dict) and not isinstance(structure, dict) and set(given) == set(names):
         given = [given[name] for name in names]
     same = len(keras.tree.flatten(given)) == len(model.inputs) and _paths(given) == _paths(structure)
     tensors = keras.tree.flatten(given)

@@ -41,10 +41,6 @@ class Constant:
 
     value: npt.NDArray[np.float64]
 
-    @property
-    def shape(self) -> Shape:
-        return self.value.shape
-
 
 @dataclasses.dataclass(frozen=True)
 class Call:
