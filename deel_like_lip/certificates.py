@@ -60,7 +60,7 @@ class CertificateError(ValueError):
         ...     Certificate.from_json("{}")
         ... except CertificateError as error:
         ...     print(error)
-        This is not a certificate that can be used: its format is None, and this version reads 1.
+        This is not a certificate that can be used: its format is None, and this version reads 2.
     """
 
 

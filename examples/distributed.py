@@ -1,7 +1,7 @@
 """Train on one device and on several by the same script, and compare what comes out.
 
     KERAS_BACKEND=jax python examples/distributed.py           # Keras's DataParallel and ModelParallel, 8 devices
-    KERAS_BACKEND=tensorflow python examples/distributed.py    # tf.distribute.MirroredStrategy, 8 devices
+    KERAS_BACKEND=tensorflow python examples/distributed.py    # tf.distribute.MirroredStrategy, 4 devices
     KERAS_BACKEND=torch python examples/distributed.py         # torch's DistributedDataParallel, 2 processes
 
 Devices are made of the processor: no accelerator is needed. The samples of each batch are sorted by class, so that most
@@ -31,7 +31,8 @@ import deel_like_lip as lip
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
-DEVICES, PROCESSES = 8, 2
+DEVICES = {"jax": 8, "tensorflow": 4}
+PROCESSES = 2
 SHARES = (0.6, 0.3, 0.1)
 BATCH, STEPS, EPOCHS = 64, 5, 10
 
@@ -66,9 +67,11 @@ def make_devices(backend: str) -> None:
     if backend == "tensorflow":
         import tensorflow as tf
 
-        tf.config.threading.set_inter_op_parallelism_threads(8 * DEVICES)  # they wait for each other, too
+        tf.config.threading.set_inter_op_parallelism_threads(8 * DEVICES[backend])  # they wait for each other, too
         (processor,) = tf.config.list_physical_devices("CPU")
-        tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
+        tf.config.set_logical_device_configuration(
+            processor, [tf.config.LogicalDeviceConfiguration()] * DEVICES[backend]
+        )
     elif backend == "torch":
         import torch
 
@@ -142,7 +145,9 @@ def data_parallel(compiled: Compiled, inputs: Array, labels: Labels) -> Trained:
 
 def model_parallel(compiled: Compiled, inputs: Array, labels: Labels) -> Trained:
     """On JAX: the batch is split in two, and the hidden kernels in four by their columns."""
-    mesh = keras.distribution.DeviceMesh((2, DEVICES // 2), ["batch", "model"], keras.distribution.list_devices())
+    mesh = keras.distribution.DeviceMesh(
+        (2, DEVICES["jax"] // 2), ["batch", "model"], keras.distribution.list_devices()
+    )
     layouts = keras.distribution.LayoutMap(mesh)
     layouts[".*hidden.*kernel"] = (None, "model")
     distribution = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch")

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -20,6 +21,17 @@ needs_mnist = pytest.mark.skipif(
     not os.path.isdir(os.path.join(os.environ.get("TFDS_DATA_DIR", ""), "mnist")),
     reason="needs MNIST as prepared by tensorflow-datasets: set TFDS_DATA_DIR to its folder",
 )
+
+
+# TensorFlow and JAX trace and compile each new model for seconds, torch does not.
+COMPILES = keras.backend.backend() != "torch"
+# For scripts and pages, whose layers and losses are tested on each backend by themselves.
+on_torch = pytest.mark.skipif(COMPILES, reason="is tested on torch, which does not compile")
+
+
+def fewer_where_compiled(names: Iterable[str], *kept: str) -> list[str]:
+    """Returns the names of all cases on torch, and those to be kept on backends that compile each of them."""
+    return [name for name in names if not COMPILES or name in kept]
 
 
 def mnist(split: str) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

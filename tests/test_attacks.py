@@ -9,7 +9,7 @@ import pytest
 
 import deel_like_lip as lip
 from tests.attacks import Target, carlini_wagner, deepfool, nearest, pgd
-from tests.helpers import to_numpy
+from tests.helpers import on_torch, to_numpy
 
 layers = lip.layers
 ATTACKS = {"deepfool": deepfool, "pgd": pgd, "carlini_wagner": carlini_wagner}
@@ -115,34 +115,19 @@ def test_a_model_that_never_changes_its_answer_is_not_broken(digits):
 def art_classifier(model, box=None):
     """Wraps a model for ART, with values of inputs in a box."""
     pytest.importorskip("art", reason="needs the adversarial-robustness-toolbox")
-    backend = keras.backend.backend()
-    if backend == "torch":
-        import torch
-        from art.estimators.classification import PyTorchClassifier
+    import torch
+    from art.estimators.classification import PyTorchClassifier
 
-        class Module(torch.nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.model = model
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
 
-            def forward(self, inputs):
-                return self.model(inputs)
+        def forward(self, inputs):
+            return self.model(inputs)
 
-        loss = torch.nn.CrossEntropyLoss()
-        return PyTorchClassifier(Module(), loss, (8, 8, 1), 10, clip_values=box, device_type="cpu")
-    if backend == "tensorflow":
-        import tensorflow as tf
-        from art.estimators.classification import TensorFlowV2Classifier
-
-        compiled = tf.function(lambda inputs: model(inputs, training=False))
-        return TensorFlowV2Classifier(
-            model=lambda inputs, training=False: compiled(tf.cast(inputs, "float32")),
-            nb_classes=10,
-            input_shape=(8, 8, 1),
-            loss_object=tf.keras.losses.CategoricalCrossentropy(from_logits=True),
-            clip_values=box,
-        )
-    pytest.skip(f"ART has no classifier for functions of {backend}")
+    loss = torch.nn.CrossEntropyLoss()
+    return PyTorchClassifier(Module(), loss, (8, 8, 1), 10, clip_values=box, device_type="cpu")
 
 
 def distances(target, inputs):
@@ -154,6 +139,7 @@ def distances(target, inputs):
 WORSE = 1.03
 
 
+@on_torch
 def test_deepfool_is_as_good_as_that_of_art(target):
     classifier = art_classifier(target.model)
     from art.attacks.evasion import DeepFool
@@ -164,6 +150,7 @@ def test_deepfool_is_as_good_as_that_of_art(target):
     assert np.median(ours) <= WORSE * np.median(theirs)
 
 
+@on_torch
 def test_pgd_is_as_good_as_that_of_art(target):
     classifier = art_classifier(target.model)
     from art.attacks.evasion import ProjectedGradientDescent
@@ -182,6 +169,7 @@ def test_pgd_is_as_good_as_that_of_art(target):
     assert np.median(ours) <= WORSE * np.median(theirs)
 
 
+@on_torch
 def test_carlini_wagner_is_as_good_as_that_of_art(target):
     classifier = art_classifier(target.model, (-1.0, 2.0))  # which it needs
     from art.attacks.evasion import CarliniL2Method

@@ -17,9 +17,7 @@ import numpy as np
 import pytest
 
 import deel_like_lip as lip
-from tests.helpers import ROOT
-
-on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="is the same on all backends")
+from tests.helpers import ROOT, on_torch
 
 MODULES = [lip, *(getattr(lip, name) for name in lip.__all__ if inspect.ismodule(getattr(lip, name)))]
 MODULES.append(importlib.import_module("deel_like_lip.testing"))
@@ -104,13 +102,13 @@ def missing(path, value):
     return lacks
 
 
-@on_tensorflow
+@on_torch
 @pytest.mark.parametrize("path", PUBLIC)
 def test_docstring_is_complete(path):
     assert not missing(path, PUBLIC[path])
 
 
-@on_tensorflow
+@on_torch
 def test_each_public_name_is_in_the_reference():
     pages = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs/api").glob("*.md"))
     listed = re.findall(r"^::: (\S+)$", pages, re.MULTILINE)
@@ -186,7 +184,7 @@ def same(value, want):
     return np.shape(expected) == np.shape(numbers) and bool(np.allclose(numbers, expected, atol=1e-6))
 
 
-@on_tensorflow
+@on_torch
 @pytest.mark.parametrize("path", PUBLIC)
 def test_examples_of_docstring(path, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -224,7 +222,7 @@ def anchors(page):
     return found
 
 
-@on_tensorflow
+@on_torch
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_internal_links_of_page_resolve(page):
     # What a page includes is a page of its own.
@@ -251,14 +249,14 @@ def snippets(page):
 WITH_CODE = [page for page in PAGES[3:] if "```python\n" in page.read_text(encoding="utf-8")]
 
 
-@on_tensorflow
+@on_torch
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_code_of_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(snippets(page), page.name, "exec"), {"__name__": page.stem})
 
 
-@on_tensorflow
+@on_torch
 def test_the_site_builds_without_a_warning(tmp_path):
     pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

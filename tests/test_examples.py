@@ -8,7 +8,7 @@ import sys
 import keras
 import pytest
 
-from tests.helpers import ROOT, needs_mnist
+from tests.helpers import ROOT, needs_mnist, on_torch
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -38,6 +38,7 @@ def test_quickstart_on_digits(tmp_path):
     assert list(accuracy.values()) == sorted(accuracy.values(), reverse=True)
 
 
+@on_torch
 @needs_mnist
 def test_quickstart_on_mnist(tmp_path):
     accuracy = quickstart(tmp_path, "--dataset", "mnist")

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import deel_like_lip as lip
-from tests.helpers import ROOT
+from tests.helpers import ROOT, on_torch
 
 
 def load_example(name):
@@ -33,6 +33,7 @@ def run(module, monkeypatch, capsys, *arguments):
     return {name: [float(number) for number in numbers.split()] for name, numbers in rows}
 
 
+@on_torch
 def test_one_class_prints_certified_aurocs_and_draws_them(tmp_path, monkeypatch, capsys):
     rows = run(one_class, monkeypatch, capsys, "--classes", 0, 8, "--rounds", 3, "--output", tmp_path)
     assert list(rows) == ["0", "8", "mean"]
@@ -55,6 +56,7 @@ def detected():
     return detector, made, test_images, test_labels == 3
 
 
+@on_torch
 def test_no_attack_goes_below_the_certified_auroc(detected):
     detector, _, images, normal = detected
     radius = 0.2
@@ -81,6 +83,7 @@ def test_the_certified_auroc_is_that_of_the_worst_scores():
     np.testing.assert_array_equal(aurocs, [0.75, 0.25, 0.25, 0.0])
 
 
+@on_torch
 def test_a_detector_starts_anew_for_each_class(detected):
     detector, _, test_images, _ = detected
     (images, labels), _ = one_class.load("digits")
@@ -93,6 +96,7 @@ def test_a_detector_starts_anew_for_each_class(detected):
     assert np.mean(np.abs(scores[1] - scores[0])) > 0.1
 
 
+@on_torch
 def test_walks_lead_towards_the_boundary_and_stay_in_the_box(detected):
     detector, *_ = detected
     start = one_class.noise(np.zeros((200, 8, 8, 1), "float32"), np.random.default_rng(0))
@@ -116,6 +120,7 @@ def test_made_images_differ_from_normal_ones_and_stay_in_the_box(source):
     assert np.mean(np.any(made != images, axis=(1, 2, 3))) > 0.9
 
 
+@on_torch
 def test_two_samples_differ_where_their_distributions_do(tmp_path, monkeypatch, capsys):
     cases = {name: two_sample_test.CASES[name] for name in ("radius", "same sphere")}
     monkeypatch.setattr(two_sample_test, "CASES", cases)
@@ -131,6 +136,7 @@ def test_two_samples_differ_where_their_distributions_do(tmp_path, monkeypatch, 
     assert (tmp_path / "two_sample_test.png").is_file()
 
 
+@on_torch
 def test_the_smallest_p_value_is_that_of_the_true_labels_alone():
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(40, 2)), 10 + rng.normal(size=(40, 2))

@@ -10,7 +10,7 @@ import pytest
 
 import deel_like_lip as lip
 from deel_like_lip.renormalization import constrained_layers
-from tests.helpers import ROOT, singular_values
+from tests.helpers import ROOT, fewer_where_compiled, singular_values
 
 layers = lip.layers
 BACKEND = keras.backend.backend()
@@ -78,11 +78,12 @@ def test_all_optimizers_are_found():
     assert {"SGD", "Adam", "AdamW", "Muon", "Lion", "Lamb", "Adafactor", "Ftrl", "ScheduleFreeAdamW"} <= set(CASES)
 
 
-@pytest.mark.parametrize("make_optimizer", CASES.values(), ids=CASES)
-def test_a_hundred_steps(make_optimizer):
+# What optimizers compute is Keras's own; backends differ in how variables are assigned to.
+@pytest.mark.parametrize("name", fewer_where_compiled(CASES, "Adam", "Muon", "averages", "accumulation"))
+def test_a_hundred_steps(name):
     model = net()
     inputs, labels = blobs(400)
-    model.compile(make_optimizer(), lip.losses.MulticlassHKR(alpha=10.0))
+    model.compile(CASES[name](), lip.losses.MulticlassHKR(alpha=10.0))
     before = model.evaluate(inputs, labels, verbose=0)
     chain = [EachStep(), lip.callbacks.RenormalizeCallback()]
     model.fit(inputs, labels, batch_size=16, epochs=4, verbose=0, callbacks=chain)

@@ -6,7 +6,6 @@ import json
 import sys
 from typing import get_args
 
-import keras
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
@@ -16,6 +15,7 @@ import deel_like_lip as lip
 from examples.paper import compare, toy
 from examples.paper.arms import SETTINGS, Kind, network
 from examples.paper.data import load
+from tests.helpers import on_torch
 
 # Shapes of images, and numbers of outputs.
 SHAPES = {
@@ -27,9 +27,6 @@ SHAPES = {
     "cifar10": ((32, 32, 3), 10),
     "celeb_a": ((64, 64, 3), 1),
 }
-needs_art = pytest.mark.skipif(
-    keras.backend.backend() == "jax", reason="the adversarial-robustness-toolbox wraps models of TensorFlow and torch"
-)
 
 
 def run(monkeypatch, module, folder, *arguments):
@@ -37,6 +34,7 @@ def run(monkeypatch, module, folder, *arguments):
     return module.main()
 
 
+@on_torch
 def test_toy_figures(tmp_path, monkeypatch):
     run(monkeypatch, toy, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"kr_and_hkr.png", "parameters.png", "w1.md", "toy.json"}
@@ -58,7 +56,7 @@ def test_the_w1_of_toy_problems_is_what_they_say(problem, rng):
         assert exact < 1.05 * problem.truth
 
 
-@needs_art
+@on_torch
 def test_comparison_goes_on_and_notices_a_broken_certificate(tmp_path, monkeypatch):
     pytest.importorskip("art", reason="needs the adversarial-robustness-toolbox")
     folder, arms = tmp_path / "digits", ["Adv", "GNP_log", "hKR_50_0.4"]

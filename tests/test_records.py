@@ -9,6 +9,7 @@ import pytest
 import deel_like_lip as lip
 from examples import cifar10_records, mnist_records
 from examples._records import Batches, run
+from tests.helpers import on_torch
 
 
 def records(problem, folder, monkeypatch, capsys, *arguments):
@@ -25,6 +26,7 @@ def records(problem, folder, monkeypatch, capsys, *arguments):
     return kept, model
 
 
+@on_torch
 def test_mnist_records_on_digits(tmp_path, monkeypatch, capsys):
     arguments = ("--dataset", "digits", "--recipes", "balance", "--epochs", "30")
     shares, model = records(mnist_records.PROBLEM, tmp_path, monkeypatch, capsys, *arguments)
@@ -35,6 +37,7 @@ def test_mnist_records_on_digits(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(shares, 100 * np.array(expected), atol=1e-9)
 
 
+@on_torch
 def test_cifar10_records_on_a_stand_in(tmp_path, monkeypatch, capsys):
     small = cifar10_records.PROBLEM.recipes["li_resnet_small"]
     shrunk = small._replace(build=lambda shape, classes: lip.models.li_resnet(shape, classes, 1, 8, 16), batch_size=64)
