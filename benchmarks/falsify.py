@@ -1201,6 +1201,7 @@ class Map:
     Attributes:
         size: How many numbers a row has.
         singles: Whether it takes only one sample at once.
+        is_chain: Whether each layer takes what one other returns.
     """
 
     def __init__(self, model: Any) -> None:
@@ -1210,6 +1211,8 @@ class Map:
         self._ends = np.cumsum([math.prod(shape) for shape in self._shapes])
         self.size = int(self._ends[-1])
         self.singles = False
+        graph = getattr(model, "_functional", None) or model
+        self.is_chain = all(len(node.input_tensors) <= 1 for own in graph._nodes_by_depth.values() for node in own)
 
     def arrays(self, rows: Array) -> list[npt.NDArray[Any]]:
         """Returns the arrays for each input, in its dtype."""
@@ -1288,11 +1291,15 @@ class Attack:
         self.pairs = PAIRS_OF_SINGLES if function.singles else PAIRS
         self.constant = float(certificate.lipschitz_constant)
         self._size = size * max(self.constant, 1.0)
+        # Layers that are bounded together may cancel; their rounding errors do not. (Where branches meet, which of them
+        # come after one another is not known.)
+        separate = math.prod(line.constant for line in certificate.layers)
+        self._reach = max(self.constant, separate if function.is_chain else 0.0)
 
     def allowed(self, a: Array, b: Array, fa: Array, fb: Array) -> Array:
         """Returns how far outputs may move by the rounding of float32."""
         largest = np.linalg.norm(fa, axis=1) + np.linalg.norm(fb, axis=1)
-        reached = self.constant * (np.linalg.norm(a, axis=1) + np.linalg.norm(b, axis=1))
+        reached = self._reach * (np.linalg.norm(a, axis=1) + np.linalg.norm(b, axis=1))
         result: Array = 64 * EPSILON * (largest + np.minimum(reached, 1e300) + self._size) + 1e-37
         return result
 

@@ -259,16 +259,36 @@ def _noise(rows: _Rows, plain: Any, certificate: Any, *ends: Array) -> float:
     count = rows.batch or len(ends)
     values = rows.outputs(keras.Model(graph.input, tensors), np.resize(np.stack(ends), (count, len(ends[0]))))
     # What a tensor is off by passes with the constant of what comes after it.
-    up_to = {line.name: line.up_to_here for line in certificate.layers}
+    constants = _products(graph, certificate)
+    whole = max(certificate.lipschitz_constant, *(constants[id(tensor)] for tensor in graph.outputs))
     total, column = 0.0, 0
     for tensor in tensors:
         width = int(np.prod([size or 0 for size in tensor.shape[1:]])) if None not in tensor.shape[1:] else 0
-        before = up_to.get(tensor._keras_history.operation.name, 0.0)
-        after = certificate.lipschitz_constant / before if before else certificate.lipschitz_constant
+        before = constants[id(tensor)]
         sizes = np.linalg.norm(values[:, column : column + width] if width else values, axis=1)
-        total += float(np.max(sizes)) * max(1.0, after)
+        total += float(np.max(sizes)) * max(1.0, whole / before if before else whole)
         column += width
     return _ROUNDINGS * total
+
+
+def _products(graph: Any, certificate: Any) -> dict[int, float]:
+    """Returns constants of tensors by their ids, as products of what each layer does by itself.
+
+    A certificate bounds linear layers together, and may find that they cancel: the mean of centred values is zero.
+    Their rounding errors do not cancel.
+    """
+    lines = {line.name: line for line in certificate.layers}
+    together, products = ({id(tensor): 1.0 for tensor in graph.inputs} for _ in range(2))
+    for node in nodes(graph):
+        before, product = (
+            max((each.get(id(tensor), 0.0) for tensor in node.input_tensors), default=0.0)
+            for each in (together, products)
+        )
+        line = lines.get(node.operation.name)
+        for tensor in node.outputs:
+            together[id(tensor)] = line.up_to_here if line else before
+            products[id(tensor)] = max(together[id(tensor)], line.constant * product if line else product)
+    return products
 
 
 def _compare(rows: _Rows, samples: Array, outputs: Array, others: Array, noise: _Noise, what: str) -> None:

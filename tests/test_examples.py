@@ -8,7 +8,7 @@ import sys
 import keras
 import pytest
 
-from tests.helpers import ROOT, needs_mnist, on_torch
+from tests.helpers import ROOT, needs_mnist
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -38,7 +38,7 @@ def test_quickstart_on_digits(tmp_path):
     assert list(accuracy.values()) == sorted(accuracy.values(), reverse=True)
 
 
-@on_torch
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="is tested on TensorFlow, where it takes least")
 @needs_mnist
 def test_quickstart_on_mnist(tmp_path):
     accuracy = quickstart(tmp_path, "--dataset", "mnist")

@@ -200,6 +200,12 @@ def siamese():
     return keras.Model([first, second], keras.layers.Dense(3)(keras.layers.Subtract()([encode(first), encode(second)])))
 
 
+def centred_sums(factor, *after):
+    """Sums of values whose mean was taken off: zero but for rounding, and the constant is."""
+    sums = keras.layers.Dense(4, kernel_initializer=keras.initializers.Constant(factor))
+    return keras.Sequential([keras.Input((4,)), layers.SpectralDense(4), layers.LayerCentering(), sums, *after])
+
+
 RIGHT = {
     "dense": lambda: net(layers.SpectralDense(8, activation=layers.GroupSort2())),
     "images": lambda: keras.Sequential(
@@ -222,6 +228,8 @@ RIGHT = {
     "huge": lambda: keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(1e30), keras.layers.ReLU()]),
     "tiny": lambda: keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(1e-30), keras.layers.ReLU()]),
     "large numbers that cancel": lambda: siamese(),
+    "layers that cancel": lambda: centred_sums(1e3, layers.GroupSort2()),
+    "layers that cancel, and much after them": lambda: centred_sums(1e3, keras.layers.Rescaling(1e3)),
     "constant": lambda: keras.Sequential([keras.Input((4,)), keras.layers.Rescaling(0.0), layers.SpectralDense(3)]),
 }
 
