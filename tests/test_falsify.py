@@ -5,6 +5,8 @@ import pytest
 
 from benchmarks import falsify
 
+pytestmark = pytest.mark.self_check
+
 # Holes that only some backends open: the others do not repeat values to fit, or keep no state of their own.
 ELSEWHERE = {
     "7 values that are repeated": ("jax", "torch"),

@@ -16,6 +16,8 @@ from tests.helpers import to_numpy
 
 layers = lip.layers
 
+pytestmark = pytest.mark.self_check
+
 
 class Custom(keras.layers.Layer):
     """A layer of a user, whose rule may be wrong. What it computes is set for each test."""
