@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from deel_like_lip._geometry import entries
 from deel_like_lip._keras import functional_graph
 from deel_like_lip.bounds.patterns import producer
 from deel_like_lip.bounds.rules import Call, Constant, is_op, to_float64
@@ -42,12 +43,14 @@ _VALUES: dict[str, Interval] = {
 # Functions whose result has the sign of what they are applied to.
 _KEEP_SIGNS = {
     *("leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hard_silu", "soft_shrink", "tanh_shrink"),
-    *("tanh", "hard_tanh", "softsign", "erf", "arctan"),
+    *("tanh", "hard_tanh", "softsign", "erf", "arctan", "arcsinh"),
 }
+# Functions that are nowhere below what they are applied to.
+_ABOVE = ("relu", "softplus", "squareplus", "sparse_plus", "exponential")
 _OPS = {
     **{name: name.lower() for name in ("Sigmoid", "Softmax", "Softplus", "Squareplus", "Relu", "Relu6", "Tanh")},
     **{name: name.lower() for name in ("Softsign", "Elu", "Selu", "Celu", "Gelu", "Silu", "Mish")},
-    **{name: name.lower() for name in ("Sin", "Cos", "Erf", "Arctan")},
+    **{name: name.lower() for name in ("Sin", "Cos", "Erf", "Arctan", "Arcsinh")},
     "Exp": "exponential",
     "HardSigmoid": "hard_sigmoid",
     "HardSilu": "hard_silu",
@@ -82,6 +85,10 @@ _MOVING_OPS = (
 )
 _PADDING = (layers.ZeroPadding1D, layers.ZeroPadding2D, layers.ZeroPadding3D)
 _JOINING = (layers.Concatenate, layers.Average)
+_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
 
 
 def value_range(tensor: Any) -> Interval:
@@ -141,6 +148,8 @@ def _after(call: Call, inputs: list[Interval]) -> Interval:
     if kind is layers.Add and len(call.parts) == len(inputs):
         return sum(low for low, _ in inputs), sum(high for _, high in inputs)
     if kind is layers.Subtract and len(inputs) == 2:
+        if _is_above(*call.inputs):
+            return _POSITIVE
         return inputs[0][0] - inputs[1][1], inputs[0][1] - inputs[1][0]
     if kind is layers.TimeDistributed:
         return _after(dataclasses.replace(call, operation=operation.layer), inputs)
@@ -152,9 +161,12 @@ def _after(call: Call, inputs: list[Interval]) -> Interval:
         return _affine(interval, *_factors_and_offsets(operation))
     if kind is layers.PReLU:
         return _bent(to_float64(operation.alpha), interval)
-    if kind is layers.Dense and interval != ANYTHING:
-        interval = _dense(operation, interval)
-    elif kind not in (layers.Dense, layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax):
+    kernels = _kernels(operation)
+    if kernels and interval != ANYTHING:
+        biases = [None] * (len(kernels) - 1) + [operation.bias]
+        for kernel, bias in zip(kernels, biases, strict=True):
+            interval = _linear(kernel, bias, interval if kind is layers.Dense else _union([interval, (0.0, 0.0)]))
+    elif not kernels and kind not in (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax):
         interval = ANYTHING
     return _activated(operation, interval)
 
@@ -169,8 +181,13 @@ def _after_op(call: Call, inputs: list[Interval]) -> Interval:
         return _bent(getattr(operation, slope), interval, limited=slope == "alpha")
     if name in _NOT_NEGATIVE:
         return _POSITIVE
+    is_largest = name in ("Max", "Amax", "Logsumexp") and entries(tuple(call.outputs[0].shape[1:])) == 1
+    if is_largest and _holds_a_negative(call.inputs[0]):
+        return _POSITIVE  # at least an absolute value
     if name in _MOVING_OPS:
         return interval
+    if name == "Logsumexp":
+        return interval[0], math.inf
     if name == "Sum":
         return (0.0, math.inf) if interval[0] >= 0 else (-math.inf, 0.0) if interval[1] <= 0 else ANYTHING
     if name == "Pad":
@@ -195,6 +212,8 @@ def _arithmetic(call: Call, name: str, inputs: list[Interval]) -> Interval:
         (low, high), (other_low, other_high) = inputs
         if name == "Add":
             return low + other_low, high + other_high
+        if name == "Subtract" and _is_above(*call.inputs):
+            return _POSITIVE
         return (low - other_high, high - other_low) if name == "Subtract" else ANYTHING
     one, zero = np.ones(()), np.zeros(())
     if isinstance(first, keras.KerasTensor):
@@ -277,12 +296,37 @@ def _times(factor: float, end: float) -> float:
     return 0.0 if factor == 0 else float(factor) * end
 
 
-def _dense(layer: Any, interval: Interval) -> Interval:
-    kernel = to_float64(layer.kernel)
-    bias = np.zeros(kernel.shape[1]) if layer.bias is None else to_float64(layer.bias)
+def _kernels(layer: Any) -> list[Array]:
+    """Returns what a linear layer multiplies by, one after the other, with an output channel a column."""
+    kind = type(layer)
+    if kind is layers.Dense or kind in _CONVOLUTIONS:
+        kernels = [to_float64(layer.kernel)]
+    elif kind in _TRANSPOSED:
+        kernels = [np.swapaxes(to_float64(layer.kernel), -1, -2)]
+    elif kind in _DEPTHWISE:
+        kernels = [_joined_channels(layer.kernel)]
+    elif kind in _SEPARABLE:
+        kernels = [_joined_channels(layer.depthwise_kernel), to_float64(layer.pointwise_kernel)]
+    else:
+        kernels = []
+    return [kernel.reshape(-1, kernel.shape[-1]) for kernel in kernels]
+
+
+def _joined_channels(kernel: Any) -> Array:
+    """Returns a depthwise kernel with its inputs and multiples on one axis."""
+    array = to_float64(kernel)
+    return array.reshape(*array.shape[:-2], -1)
+
+
+def _linear(kernel: Array, bias: Any, interval: Interval) -> Interval:
+    """Returns the interval of sums of values by a kernel's columns. If it holds 0, terms may be missing."""
+    offsets = np.zeros(kernel.shape[1]) if bias is None else to_float64(bias)
     positive, negative = np.sum(np.maximum(kernel, 0), axis=0), np.sum(np.minimum(kernel, 0), axis=0)
     ends = [
-        [_times(up, top) + _times(down, bottom) + own for up, down, own in zip(positive, negative, bias, strict=True)]
+        [
+            _times(up, top) + _times(down, bottom) + own
+            for up, down, own in zip(positive, negative, offsets, strict=True)
+        ]
         for bottom, top in (interval, interval[::-1])
     ]
     return min(ends[1]), max(ends[0])
@@ -308,6 +352,35 @@ def _is_negative_of(tensor: Any, other: Any) -> bool:
     if is_op(call.operation, "Multiply") and len(call.inputs) == 1:
         return any(bool(np.all(part.value == -1)) for part in call.parts if isinstance(part, Constant))
     return is_op(call.operation, "Negative")
+
+
+def _holds_a_negative(tensor: Any) -> bool:
+    """Whether a tensor is joined of two, one of which is the other's negative, with nothing else."""
+    call = producer(tensor)
+    if call is None:
+        return False
+    joins = is_op(call.operation, "Concatenate") or is_op(call.operation, "Stack")
+    if not joins and type(call.operation) is not layers.Concatenate:
+        return False
+    pair = call.inputs
+    return len(pair) == len(call.parts) == 2 and (_is_negative_of(*pair) or _is_negative_of(*pair[::-1]))
+
+
+def _is_above(tensor: Any, other: Any) -> bool:
+    """Whether a tensor is a function of another one that is nowhere below it, such as its relu."""
+    call = producer(tensor)
+    if call is None or len(call.inputs) != 1 or call.inputs[0] is not other:
+        return False
+    operation = call.operation
+    if is_op(operation):
+        name = _OPS.get(type(operation).__name__, "")
+    elif type(operation) is layers.ReLU and operation.max_value is None and not operation.threshold:
+        name = "relu" if 0 <= operation.negative_slope <= 1 else ""
+    elif type(operation) is layers.Activation:
+        name = getattr(operation.activation, "__name__", "")
+    else:
+        name = ""
+    return name in _ABOVE
 
 
 def _union(intervals: list[Interval]) -> Interval:

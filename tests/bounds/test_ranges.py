@@ -58,6 +58,44 @@ ONE_SIGN = {
     "larger of both signs": lambda x: (lambda z: ops.maximum(z, -z))(layers.Dense(1)(x)),
     "nested": lambda x: nested(layers.Reshape((1,)), (1,))(sigmoid(x)),
     "nested sigmoid": lambda x: layers.Reshape((1,))(nested(layers.Dense(1, "sigmoid"), (4,))(x)),
+    "relu and less": lambda x: (lambda z: ops.relu(z) - z)(layers.Dense(1)(x)),
+    "softplus layer and less": lambda x: (lambda z: layers.Subtract()([layers.Activation("softplus")(z), z]))(
+        layers.Dense(1)(x)
+    ),
+    "logarithm of both signs": lambda x: (
+        lambda z: ops.logsumexp(ops.concatenate([z, -z], axis=-1), axis=-1, keepdims=True)
+    )(layers.Dense(1)(x)),
+    "largest of a positive": lambda x: ops.logsumexp(ops.relu(x), axis=-1, keepdims=True),
+    "arcsinh": lambda x: ops.arcsinh(sigmoid(x)),
+    **{
+        name: lambda x, kind=kind, options=options: layers.Flatten()(
+            kind(1, 4, padding="valid", **options)(ops.relu(layers.Reshape((4, 1))(x)))
+        )
+        for name, kind, options in (
+            ("convolution", layers.Conv1D, {"kernel_initializer": "ones"}),
+            (
+                "separable convolution",
+                layers.SeparableConv1D,
+                {"depthwise_initializer": "ones", "pointwise_initializer": "ones"},
+            ),
+        )
+    },
+    "depthwise convolution": lambda x: layers.Flatten()(
+        layers.DepthwiseConv1D(4, depthwise_initializer="ones")(ops.relu(layers.Reshape((4, 1))(x)))
+    ),
+    "transposed convolution": lambda x: layers.GlobalAveragePooling1D()(
+        layers.Conv1DTranspose(1, 3, 2, kernel_initializer="ones", activation="tanh")(
+            ops.relu(layers.Reshape((4, 1))(x))
+        )
+    ),
+    "a convolution that is shifted": lambda x: layers.Flatten()(
+        layers.Conv1D(
+            1,
+            4,
+            kernel_initializer=keras.initializers.Constant(-0.2),
+            bias_initializer=keras.initializers.Constant(0.9),
+        )(ops.sigmoid(layers.Reshape((4, 1))(x)))
+    ),
     "a weight of one sign": lambda x: layers.Dense(1, kernel_initializer="ones")(layers.Dense(3, "sigmoid")(x)),
 }
 
@@ -82,6 +120,22 @@ BOTH_SIGNS = {
             layers.Dense(3, "sigmoid")(x)
         )
         + 1.0
+    ),
+    "relu and more": lambda x: (lambda z: ops.relu(z) + z)(layers.Dense(1)(x)),
+    "elu and less": lambda x: (lambda z: ops.elu(z, 3.0) - z)(layers.Dense(1)(x)),
+    "largest of each": lambda x: (lambda z: ops.max(ops.stack([z, -z], axis=1), axis=2)[:, :1])(x),
+    "convolution": lambda x: layers.Flatten()(
+        layers.Conv1D(1, 4, kernel_initializer=keras.initializers.Constant(-1.0), bias_initializer="ones")(
+            layers.Reshape((4, 1))(ops.relu(x))
+        )
+    ),
+    "a convolution that is shifted": lambda x: layers.Flatten()(
+        layers.Conv1D(
+            1,
+            4,
+            kernel_initializer=keras.initializers.Constant(-0.5),
+            bias_initializer=keras.initializers.Constant(0.9),
+        )(ops.sigmoid(layers.Reshape((4, 1))(x)))
     ),
     "gelu": lambda x: ops.gelu(layers.Dense(1)(x)),
     "clip": lambda x: ops.clip(layers.Dense(1)(x), -1.0, 1.0),
