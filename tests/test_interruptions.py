@@ -8,6 +8,7 @@ import pytest
 
 import deel_like_lip as lip
 from benchmarks import kill_and_resume
+from tests.helpers import on_torch
 
 layers, callbacks = lip.layers, lip.callbacks
 
@@ -145,6 +146,7 @@ def test_checkpoints(uninterrupted, tmp_path):
 # --- `benchmarks/kill_and_resume.py` in small: processes that are killed ---------------------------------------------
 
 
+@on_torch
 def test_a_training_that_is_killed():
     result = kill_and_resume.kill_trainings(1, "atomic", epochs=6, rng=random.Random(0))
     assert result["kills"] == 1

@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.datasets import make_moons
 
 import deel_like_lip as lip
-from tests.helpers import mnist, needs_mnist
+from tests.helpers import mnist, needs_mnist, on_torch
 
 layers = lip.layers
 
@@ -42,6 +42,7 @@ def blanks_and_squares(count, rng):
     return images, labels
 
 
+@on_torch
 def test_wasserstein_distance_of_blank_images_and_squares(rng):
     model = dense_network((64, 64), (128, 64, 32), layers.FullSort)
     fit(model, lip.losses.KR(), blanks_and_squares(1600, rng), batch_size=16, epochs=5)
@@ -68,6 +69,7 @@ def zeros_and_eights(split):
     return images[chosen], (digits[chosen] == 0).astype("float32")
 
 
+@on_torch
 @needs_mnist
 def test_mnist_zeros_against_eights():
     model = dense_network((28, 28, 1), (128, 64, 32), layers.GroupSort2)

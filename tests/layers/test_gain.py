@@ -3,11 +3,12 @@
 import keras
 
 import deel_like_lip as lip
-from tests.helpers import mnist, needs_mnist
+from tests.helpers import mnist, needs_mnist, on_torch
 
 layers = lip.layers
 
 
+@on_torch
 @needs_mnist
 def test_three_convolutions_lose_no_gain():
     """Kernels of the default parametrization begin far below their constant: their taps must align in training."""
