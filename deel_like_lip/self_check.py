@@ -367,8 +367,8 @@ class _Search:
         self._noise = noise
         self._forward: Callable[[Array], Array] = lambda points: rows.outputs(model, points)
 
-    def try_pairs(self, samples: Array, outputs: Array) -> Array:
-        """Tries each two neighbours, and returns the largest slope of each pair as a share of its bound.
+    def try_pairs(self, samples: Array, outputs: Array) -> None:
+        """Tries each two neighbours, and keeps the largest slope as a share of its bound.
 
         Raises:
             BrokenBoundError: If a slope is above its bound by more than rounding.
@@ -378,7 +378,6 @@ class _Search:
         there: Array = np.all(np.isfinite(outputs), axis=1)
         use = (apart > 0) & there[0 : len(samples) // 2 * 2 : 2] & there[1::2]
         starts, stops = outputs[0 : len(samples) // 2 * 2 : 2], outputs[1::2]
-        shares = np.zeros(len(first))
         norms = np.linalg.norm(first, axis=1) + np.linalg.norm(second, axis=1)
         for changes, constants, magnitudes, what in self._claims(starts, stops):
             with np.errstate(divide="ignore", invalid="ignore"):
@@ -391,10 +390,9 @@ class _Search:
                     continue
                 self._report(first[index], second[index], float(slopes[index]), float(np.max(constants)), what)
             with np.errstate(divide="ignore", invalid="ignore"):
-                shares = np.maximum(shares, np.where(constants > 0, np.minimum(slopes / constants, 1.0), 0.0))
+                shares = np.where(constants > 0, np.minimum(slopes / constants, 1.0), 0.0)
+            self.largest = max(self.largest, float(np.max(shares, initial=0.0)))
         self.pairs += int(np.sum(use))
-        self.largest = max(self.largest, float(np.max(shares, initial=0.0)))
-        return shares
 
     def _claims(self, starts: Array, stops: Array) -> Iterator[tuple[Array, Any, Array, str]]:
         """Yields changes of outputs with the constants that bound them, the sizes of outputs, and what they are."""
