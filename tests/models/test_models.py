@@ -73,7 +73,7 @@ def check_certificate(model, images, largest, largest_pair):
     return certificate
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", fewer_where_compiled(SMALL, "hkr_cnn", "li_resnet"))
 def test_from_training_to_loading(name, rng, tmp_path):
     model = small(name)
     images, labels = data_for(model, rng)
