@@ -8,11 +8,13 @@ The first turn of each is left out of medians and printed by itself: backends co
 
 import argparse
 import os
+import pathlib
 import statistics
 import sys
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # for `examples`
 
 import keras
 
