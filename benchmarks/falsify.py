@@ -43,6 +43,7 @@ import numpy.typing as npt
 from keras import layers, ops
 
 import deel_like_lip as lip
+from deel_like_lip._keras import nodes
 from deel_like_lip._radius_graph import radius_model
 from deel_like_lip.bounds import rules
 
@@ -1211,8 +1212,7 @@ class Map:
         self._ends = np.cumsum([math.prod(shape) for shape in self._shapes])
         self.size = int(self._ends[-1])
         self.singles = False
-        graph = getattr(model, "_functional", None) or model
-        self.is_chain = all(len(node.input_tensors) <= 1 for own in graph._nodes_by_depth.values() for node in own)
+        self.is_chain = all(len(node.input_tensors) == 1 for node in nodes(model))
 
     def arrays(self, rows: Array) -> list[npt.NDArray[Any]]:
         """Returns the arrays for each input, in its dtype."""

@@ -148,9 +148,7 @@ def _after(call: Call, inputs: list[Interval]) -> Interval:
     if kind is layers.Add and len(call.parts) == len(inputs):
         return sum(low for low, _ in inputs), sum(high for _, high in inputs)
     if kind is layers.Subtract and len(inputs) == 2:
-        if _is_above(*call.inputs):
-            return _POSITIVE
-        return inputs[0][0] - inputs[1][1], inputs[0][1] - inputs[1][0]
+        return _difference(call, inputs)
     if kind is layers.TimeDistributed:
         return _after(dataclasses.replace(call, operation=operation.layer), inputs)
     if kind in (layers.Maximum, layers.Minimum):
@@ -161,12 +159,12 @@ def _after(call: Call, inputs: list[Interval]) -> Interval:
         return _affine(interval, *_factors_and_offsets(operation))
     if kind is layers.PReLU:
         return _bent(to_float64(operation.alpha), interval)
-    kernels = _kernels(operation)
-    if kernels and interval != ANYTHING:
+    kernels = _kernels(operation) if interval != ANYTHING else []
+    if kernels:
         biases = [None] * (len(kernels) - 1) + [operation.bias]
         for kernel, bias in zip(kernels, biases, strict=True):
             interval = _linear(kernel, bias, interval if kind is layers.Dense else _union([interval, (0.0, 0.0)]))
-    elif not kernels and kind not in (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax):
+    elif kind not in (layers.Activation, layers.ReLU, layers.LeakyReLU, layers.ELU, layers.Softmax):
         interval = ANYTHING
     return _activated(operation, interval)
 
@@ -209,12 +207,9 @@ def _arithmetic(call: Call, name: str, inputs: list[Interval]) -> Interval:
         return ANYTHING
     first, second = call.arguments["x1"], call.arguments["x2"]
     if len(inputs) == 2:
-        (low, high), (other_low, other_high) = inputs
         if name == "Add":
-            return low + other_low, high + other_high
-        if name == "Subtract" and _is_above(*call.inputs):
-            return _POSITIVE
-        return (low - other_high, high - other_low) if name == "Subtract" else ANYTHING
+            return sum(low for low, _ in inputs), sum(high for _, high in inputs)
+        return _difference(call, inputs) if name == "Subtract" else ANYTHING
     one, zero = np.ones(()), np.zeros(())
     if isinstance(first, keras.KerasTensor):
         array = to_float64(second)
@@ -227,6 +222,14 @@ def _arithmetic(call: Call, name: str, inputs: list[Interval]) -> Interval:
     if name == "Multiply":
         return _affine(inputs[0], array, zero)
     return _affine(inputs[0], one if name == "Add" else -one, array) if name in ("Add", "Subtract") else ANYTHING
+
+
+def _difference(call: Call, inputs: list[Interval]) -> Interval:
+    """Returns the interval of one tensor less another."""
+    if _is_above(*call.inputs):
+        return _POSITIVE
+    (low, high), (other_low, other_high) = inputs
+    return low - other_high, high - other_low
 
 
 def _factors_and_offsets(layer: Any) -> tuple[Array, Array]:
