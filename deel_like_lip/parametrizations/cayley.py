@@ -38,8 +38,8 @@ class Cayley(DenseKernel):
         >>> layer = SpectralDense(3, parametrization=Cayley())
         >>> layer(np.zeros((1, 4))).shape
         (1, 3)
-        >>> np.round(np.linalg.svd(layer.kernel, compute_uv=False), 3)
-        array([1., 1., 1.])
+        >>> np.round(keras.ops.convert_to_numpy(keras.ops.svd(layer.kernel, compute_uv=False)), 3)
+        array([1., 1., 1.], dtype=float32)
 
     Reference:
         Trockman and Kolter, 2021, [Orthogonalizing convolutional layers with the Cayley

@@ -23,8 +23,8 @@ class CholeskyQR(DenseKernel):
         >>> layer = SpectralDense(3, parametrization=CholeskyQR())
         >>> layer(np.zeros((1, 4))).shape
         (1, 3)
-        >>> np.round(np.linalg.svd(layer.kernel, compute_uv=False), 3)
-        array([1., 1., 1.])
+        >>> np.round(keras.ops.convert_to_numpy(keras.ops.svd(layer.kernel, compute_uv=False)), 3)
+        array([1., 1., 1.], dtype=float32)
 
     Reference:
         - Hu et al., 2024, [A recipe for improved certifiable robustness](https://arxiv.org/abs/2310.02513), which
@@ -53,8 +53,8 @@ class BlockReflector(DenseKernel):
         >>> layer = SpectralDense(3, parametrization=BlockReflector())
         >>> layer(np.zeros((1, 4))).shape
         (1, 3)
-        >>> np.round(np.linalg.svd(layer.kernel, compute_uv=False), 3)
-        array([1., 1., 1.])
+        >>> np.round(keras.ops.convert_to_numpy(keras.ops.svd(layer.kernel, compute_uv=False)), 3)
+        array([1., 1., 1.], dtype=float32)
 
     Reference:
         Lai et al., 2025, [Enhancing certified robustness via block reflector orthogonal layers and logit annealing

@@ -29,8 +29,8 @@ class Exponential(DenseKernel):
         >>> layer = SpectralDense(3, parametrization=Exponential())
         >>> layer(np.zeros((1, 4))).shape
         (1, 3)
-        >>> np.round(np.linalg.svd(layer.kernel, compute_uv=False), 3)
-        array([1., 1., 1.])
+        >>> np.round(keras.ops.convert_to_numpy(keras.ops.svd(layer.kernel, compute_uv=False)), 3)
+        array([1., 1., 1.], dtype=float32)
 
     Reference:
         - Lezcano-Casado and Martínez-Rubio, 2019, [Cheap orthogonal constraints in neural

@@ -194,7 +194,8 @@ def orthogonalize(matrix: Tensor, norm: float = 1.0, close_enough: float = _CLOS
         Tensor of the same shape and dtype.
 
     Example:
-        >>> np.round(orthogonalize(keras.ops.convert_to_tensor([[0.0, 5.0], [-3.0, 0.0]])), 3) + 0.0
+        >>> result = orthogonalize(keras.ops.convert_to_tensor([[0.0, 5.0], [-3.0, 0.0]]))
+        >>> np.round(keras.ops.convert_to_numpy(result), 3) + 0.0
         array([[ 0.,  1.],
                [-1.,  0.]], dtype=float32)
 
