@@ -11,7 +11,7 @@ import deel_like_lip as lip
 from benchmarks.fuzz import signed
 from deel_like_lip.bounds import Affine, LayerBound
 from deel_like_lip.certificates import CertificateError, Head
-from tests.helpers import to_numpy, vector_jacobian_product
+from tests.helpers import fewer_where_compiled, to_numpy, vector_jacobian_product
 
 layers = lip.layers
 
@@ -141,10 +141,10 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("make_head", HEADS.values(), ids=HEADS.keys())
-def test_no_attack_beats_a_radius(make_head, rng):
+@pytest.mark.parametrize("name", fewer_where_compiled(HEADS, "orthogonal"))
+def test_no_attack_beats_a_radius(name, rng):
     """Gradient steps on the smallest margin, projected on the sphere of the certified radius, flip no answer."""
-    model, images = trained(make_head(), rng)
+    model, images = trained(HEADS[name](), rng)
     images = images[:64]
     logits = model.predict(images, verbose=0)
     radii = lip.certify(model).radius(logits)

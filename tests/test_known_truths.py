@@ -52,6 +52,7 @@ def test_wasserstein_distance_of_blank_images_and_squares(rng):
     assert lip.certify(model).lipschitz_constant <= 1 + 1e-5
 
 
+@on_torch
 def test_two_moons_are_separated():
     points, labels = make_moons(5000, noise=0.05, random_state=0)
     test_points, test_labels = make_moons(2000, noise=0.05, random_state=1)

@@ -99,6 +99,7 @@ def test_comparison_goes_on_and_notices_a_broken_certificate(tmp_path, monkeypat
         run(monkeypatch, compare, tmp_path, *choice, "--seed", "1")
 
 
+@on_torch
 def test_nets_have_the_same_widths_and_the_constant_that_they_promise():
     for name, setting in SETTINGS.items():
         shape, outputs = SHAPES[name]

@@ -15,6 +15,7 @@ from tests.helpers import (
     ROOT,
     convolution_matrix,
     fewer_where_compiled,
+    on_torch,
     operator_norm,
     to_numpy,
     vector_jacobian_product,
@@ -196,6 +197,7 @@ def test_the_training_of_the_example_does_not_know_this_library():
     assert "deel_like_lip" not in at_the_top
 
 
+@on_torch
 def test_the_example_trains_without_this_library(tmp_path):
     code = (
         "import sys; sys.modules['deel_like_lip'] = None; sys.path.insert(0, sys.argv[1]); import pathlib\n"
@@ -207,6 +209,7 @@ def test_the_example_trains_without_this_library(tmp_path):
     assert lip.certify(keras.saving.load_model(tmp_path / "trained.keras")).lipschitz_constant > 0
 
 
+@on_torch
 def test_the_example_runs(tmp_path):
     command = [sys.executable, str(EXAMPLE), "--output", "results"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

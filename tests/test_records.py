@@ -47,6 +47,7 @@ def test_cifar10_records_on_a_stand_in(tmp_path, monkeypatch, capsys):
     assert shares == sorted(shares, reverse=True)
 
 
+@on_torch
 def test_every_cifar10_recipe_builds_and_has_a_loss():
     for name in ("lip_conv_net_xs", "lip_conv_net_xs_aol", "li_resnet_small"):
         recipe = cifar10_records.PROBLEM.recipes[name]

@@ -7,7 +7,7 @@ import pytest
 
 import deel_like_lip as lip
 from tests.attacks import Target, deepfool
-from tests.helpers import fewer_where_compiled
+from tests.helpers import fewer_where_compiled, on_torch
 
 models = lip.models
 
@@ -89,6 +89,7 @@ def test_from_training_to_loading(name, rng, tmp_path):
     np.testing.assert_allclose(loaded.predict(images, verbose=0), outputs, atol=1e-6)
 
 
+@on_torch
 def test_all_are_exported(rng, tmp_path):
     """All in one model, since what takes time is the process that writes it."""
     nets = {name: small(name) for name in SMALL}
