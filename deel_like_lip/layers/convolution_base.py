@@ -31,14 +31,14 @@ class _Convolution(keras.layers.Layer):
     activation: Any
 
     def call(self, inputs: Tensor) -> Tensor:
-        outputs = self._apply(inputs, self.kernel)
+        outputs = self._applied(inputs, self.kernel)
         if self.use_bias:
             ones = (1,) * self.rank
             shape = (1, *ones, -1) if self.data_format == "channels_last" else (1, -1, *ones)
             outputs = ops.add(outputs, ops.reshape(self.bias, shape))
         return outputs if self.activation is None else self.activation(outputs)
 
-    def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+    def _applied(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         """Computes the outputs without bias and activation."""
         padding = self.padding
         if padding == "circular":
@@ -168,17 +168,17 @@ class ConstrainedConvolution(ConstrainedKernel, _Convolution):
         """Returns the `channels` of the geometry of a layer with as many input channels."""
         return inputs // self.groups, self.filters // self.groups
 
-    def _apply(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+    def _applied(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         if isinstance(self.parametrization, Cayley):
             for equation, factor in self.parametrization.factors(kernel, self._channel_axis == 1):
                 inputs = ops.einsum(equation, inputs, factor)
             return inputs
         if not isinstance(self.parametrization, SOC):
-            return super()._apply(inputs, kernel)
+            return super()._applied(inputs, kernel)
         axis, count = self._channel_axis % len(inputs.shape), kernel.shape[-1]
         inputs = with_zero_channels(inputs, axis, max(count - inputs.shape[axis], 0))
         outputs = self.parametrization.exponential(
-            lambda term: super(ConstrainedConvolution, self)._apply(term, kernel), inputs
+            lambda term: super(ConstrainedConvolution, self)._applied(term, kernel), inputs
         )
         if self.filters < count:
             outputs = outputs[(*(slice(None),) * axis, slice(self.filters))]

@@ -1,5 +1,7 @@
 """Dense and convolution layers: what they compute, and arguments that are refused."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -158,3 +160,25 @@ def test_lora_and_quantization_are_refused():
         layer.enable_lora(2)
     with pytest.raises(ValueError, match=r"SpectralDense layer 'spectral_dense.*' cannot be quantized"):
         layer.quantize("int8")
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="on torch each layer is a `torch.nn.Module` as well")
+@pytest.mark.parametrize("kind", [kind for kind in vars(layers).values() if inspect.isclass(kind)])
+def test_torch_moves_and_casts_layers(kind):
+    """No method of torch's modules is replaced, such as `_apply`, by which they move to a device."""
+    import torch
+
+    ours = [base for base in kind.__mro__ if base.__module__.startswith("deel_like_lip")]
+    of_keras = [name for base in keras.layers.Layer.__mro__ if base is not torch.nn.Module for name in vars(base)]
+    replaced = {name for base in ours for name in vars(base)} & vars(torch.nn.Module).keys() - {*of_keras}
+    assert not {name for name in replaced if not name.startswith("__")}
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="is a method of torch's modules")
+def test_a_model_is_moved_and_cast_by_torch(rng):
+    model = keras.Sequential(
+        [keras.Input((6, 6, 2)), layers.LipConv2D(4, 3), keras.layers.Flatten(), layers.SpectralDense(3)]
+    )
+    images = rng.normal(size=(2, 6, 6, 2)).astype("float32")
+    before = model.predict(images, verbose=0)
+    np.testing.assert_array_equal(model.to("cpu").double().float().predict(images, verbose=0), before)
