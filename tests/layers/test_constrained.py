@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import deel_like_lip as lip
-from tests.helpers import convolution_matrix, to_numpy
+from tests.helpers import convolution_matrix, on_torch, to_numpy
 
 layers = lip.layers
 
@@ -162,10 +162,10 @@ def test_lora_and_quantization_are_refused():
         layer.quantize("int8")
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="on torch each layer is a `torch.nn.Module` as well")
-@pytest.mark.parametrize("kind", [kind for kind in vars(layers).values() if inspect.isclass(kind)])
-def test_torch_moves_and_casts_layers(kind):
-    """No method of torch's modules is replaced, such as `_apply`, by which they move to a device."""
+@on_torch
+@pytest.mark.parametrize("kind", {kind: None for kind in vars(layers).values() if inspect.isclass(kind)})
+def test_no_method_of_torch_is_replaced(kind):
+    """On torch each layer is one of torch's modules, which move to a device by their method `_apply`."""
     import torch
 
     ours = [base for base in kind.__mro__ if base.__module__.startswith("deel_like_lip")]
@@ -174,7 +174,7 @@ def test_torch_moves_and_casts_layers(kind):
     assert not {name for name in replaced if not name.startswith("__")}
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="is a method of torch's modules")
+@on_torch
 def test_a_model_is_moved_and_cast_by_torch(rng):
     model = keras.Sequential(
         [keras.Input((6, 6, 2)), layers.LipConv2D(4, 3), keras.layers.Flatten(), layers.SpectralDense(3)]
